@@ -1,0 +1,1 @@
+"""The Core ML target: ML programs, built node by node."""

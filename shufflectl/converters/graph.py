@@ -1,0 +1,137 @@
+"""The one intermediate representation: a captured ONNX graph held as onnx-ir.
+
+Shapes are static (the batch alone may be symbolic), batch norm is folded, every tensor has a stable
+name that points back to the module that made it, and weights are initialisers. Capture, rewrites,
+emitters and parity all speak of its tensors by those names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from shufflectl.errors import GraphError
+
+__all__ = ["Graph", "TensorRecord"]
+
+_ORIGIN = "shufflectl.origin"
+_CHANNELS = "shufflectl.channels"
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Which tensor of the captured graph a rewritten tensor stands for.
+
+    Attributes:
+        origin: The captured tensor's name.
+        channels: For each channel of this tensor the captured tensor's channel, -1 for padding; None where
+            the order is the same.
+    """
+
+    origin: str
+    channels: tuple[int, ...] | None = None
+
+
+class Graph:
+    """A captured model: an onnx-ir model and the record of what each rewritten tensor stands for.
+
+    Args:
+        model: The onnx-ir model. The graph owns it: passes change it in place on a `clone`.
+        records: For each tensor that a rewrite renamed, permuted or padded, what it stands for. A tensor
+            with no record stands for itself.
+    """
+
+    def __init__(self, model: ir.Model, records: Mapping[str, TensorRecord] | None = None) -> None:
+        self.model = model
+        self.records = dict(records or {})
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """The nodes, in an order in which every tensor is made before it is used."""
+        return list(self.model.graph)
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """The graph's inputs, without initialisers."""
+        return [v for v in self.model.graph.inputs if v.name not in self.model.graph.initializers]
+
+    @property
+    def outputs(self) -> list[ir.Value]:
+        """The graph's outputs."""
+        return list(self.model.graph.outputs)
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return self.model.opset_imports[""]
+
+    def record(self, name: str) -> TensorRecord:
+        """Return what the tensor of that name stands for."""
+        return self.records.get(name, TensorRecord(name))
+
+    @staticmethod
+    def constant(value: ir.Value | None) -> NDArray[Any] | None:
+        """Return a tensor's value where it is constant (an initialiser or a Constant node), or None."""
+        if value is None:
+            return None
+        const = value.const_value
+        if const is None:
+            node = value.producer()
+            if node is None or node.op_type != "Constant":
+                return None
+            const = ir.convenience.get_const_tensor(value)
+            if const is None:
+                return None
+        return np.asarray(const.numpy())
+
+    @staticmethod
+    def shape(value: ir.Value) -> tuple[int | str, ...]:
+        """Return a tensor's shape; a symbolic dimension is its name.
+
+        Raises:
+            GraphError: The shape is unknown.
+        """
+        if value.shape is None:
+            raise GraphError(f"the shape of tensor {value.name!r} is unknown")
+        return tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+
+    def clone(self) -> Self:
+        """Return a copy that can be rewritten without changing this graph (weights are shared)."""
+        return type(self)(ir.from_proto(ir.to_proto(self.model)), self.records)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Return the graph as an ONNX protobuf."""
+        return ir.to_proto(self.model)
+
+    def to_bytes(self) -> bytes:
+        """Return the graph, its records included, as one ONNX file's bytes (for another process)."""
+        proto = self.to_proto()
+        for name, record in self.records.items():
+            proto.metadata_props.add(key=f"{_ORIGIN}:{name}", value=record.origin)
+            if record.channels is not None:
+                text = ",".join(str(c) for c in record.channels)
+                proto.metadata_props.add(key=f"{_CHANNELS}:{name}", value=text)
+        return bytes(proto.SerializeToString(deterministic=True))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote."""
+        proto = onnx.ModelProto.FromString(data)
+        props = {p.key: p.value for p in proto.metadata_props}
+        records, kept = {}, []
+        for key, value in props.items():
+            kind, _, name = key.partition(":")
+            if kind == _ORIGIN:
+                channels = props.get(f"{_CHANNELS}:{name}")
+                order = None if channels is None else tuple(int(c) for c in channels.split(","))
+                records[name] = TensorRecord(value, order)
+            elif kind != _CHANNELS:
+                kept.append((key, value))
+        del proto.metadata_props[:]
+        for key, value in kept:
+            proto.metadata_props.add(key=key, value=value)
+        return cls(ir.from_proto(proto), records)

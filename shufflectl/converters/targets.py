@@ -1,0 +1,104 @@
+"""The formats that a graph can be exported to: one table, one row a target.
+
+A target is a folder of this package whose ``emit`` writes one artifact. The rows name what the command
+line and the pipeline need without importing any converter.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, Protocol, cast
+
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.metadata import ModelInfo
+
+__all__ = ["PRECISIONS", "TARGETS", "EmitOptions", "Layout", "Precision", "Target"]
+
+Layout = Literal["nchw", "nhwc"]
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class EmitOptions:
+    """How an artifact is written.
+
+    Attributes:
+        precision: The precision of weights, and of arithmetic where the runtime has it.
+        layout: The layout of image inputs and outputs of rank 4; None for the target's default.
+        half_io: Whether an fp16 ONNX file takes and gives fp16 (otherwise fp32, with casts inside).
+        minimum_deployment_target: The oldest system that a Core ML package must run on, as ``iOS16``.
+    """
+
+    precision: Precision = "fp32"
+    layout: Layout | None = None
+    half_io: bool = False
+    minimum_deployment_target: str = "iOS16"
+
+
+class Emitter(Protocol):
+    """Writes one artifact at ``path``, which does not exist yet (its folder does).
+
+    The artifact holds `ModelInfo` under `METADATA_KEY` and its `Trace` under `TRACE_KEY`, and its bytes
+    depend on the arguments alone.
+
+    Raises:
+        UnsupportedOperatorError: The graph holds an operator that the target cannot express.
+    """
+
+    def __call__(self, graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
+        """Write the artifact."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One format.
+
+    Attributes:
+        name: What users call it.
+        extension: The artifact's suffix, with the dot.
+        default_layout: The layout of image inputs where the user does not say.
+        runtimes: Names of the runtimes that can execute it, the preferred first.
+        package: The optional package that the emitter or the runtime imports; None when core.
+        extra: The extra of shufflectl that installs it.
+        emitter: ``module:function`` of the emitter.
+    """
+
+    name: str
+    extension: str
+    default_layout: Layout
+    runtimes: tuple[str, ...]
+    package: str | None
+    extra: str | None
+    emitter: str
+
+    def emit(self, graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
+        """Write the artifact; see `Emitter`."""
+        module, _, function = self.emitter.partition(":")
+        emit = cast("Emitter", getattr(importlib.import_module(module), function))
+        emit(graph, info, options, path)
+
+
+_ROWS = (
+    Target("onnx", ".onnx", "nchw", ("onnxruntime",), None, None, "shufflectl.converters.onnx.emit:emit"),
+    Target(
+        "coreml",
+        ".mlpackage",
+        "nchw",
+        ("coreml", "coreml-reference"),
+        "coremltools",
+        "coreml",
+        "shufflectl.converters.coreml.emit:emit",
+    ),
+    Target(
+        "tflite",
+        ".tflite",
+        "nhwc",
+        ("litert", "tflite-runtime"),
+        "ai-edge-litert",
+        "tflite",
+        "shufflectl.converters.tflite.emit:emit",
+    ),
+)
+TARGETS: Final = MappingProxyType({row.name: row for row in _ROWS})

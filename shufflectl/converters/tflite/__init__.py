@@ -1,0 +1,1 @@
+"""The TFLite target: a flatbuffer writer and its operators."""

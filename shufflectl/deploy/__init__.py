@@ -1,0 +1,1 @@
+"""Run exported files, prove that they agree, describe them in a manifest."""

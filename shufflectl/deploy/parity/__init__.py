@@ -1,0 +1,1 @@
+"""Numeric parity between formats."""

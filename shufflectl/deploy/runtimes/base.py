@@ -1,0 +1,108 @@
+"""What every runtime gives: a session that runs one artifact, and inner tensors on request."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.trace import Trace
+
+__all__ = ["Arrays", "Availability", "Runtime", "Session", "TensorSpec"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output as the file declares it.
+
+    Attributes:
+        name: The tensor's name in the file.
+        shape: The file's own axis order; None for a dimension that is not fixed.
+        dtype: The numpy type of its elements.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime works here.
+
+    Attributes:
+        ok: Whether `Runtime.load` can work on this machine.
+        version: The runtime's version where it is installed.
+        reason: Why not, in one line; empty when ok.
+        remedy: How to get it; empty when ok, or when nothing helps (not on this platform).
+    """
+
+    ok: bool
+    version: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+class Session(Protocol):
+    """A loaded artifact. Names, axis order and types are the file's own."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs, in the file's order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, in the file's order."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the file says about itself; None for a file that shufflectl did not write."""
+
+    @property
+    def trace(self) -> Trace:
+        """Where the captured graph's tensors are; empty for a file that shufflectl did not write."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
+        """Execute the model once.
+
+        Args:
+            inputs: By name in the file; shape and type as `inputs` declares.
+            taps: Names of inner tensors, as the file has them, to return besides the outputs.
+
+        Returns:
+            The outputs and the taps, by name in the file.
+
+        Raises:
+            DataError: An input is missing, or its shape or type does not fit.
+            ArtifactError: A tap does not exist, or the runtime fails on the file.
+            UnsupportedOperatorError: The runtime cannot execute an operator.
+        """
+
+
+class Runtime(Protocol):
+    """A program that executes artifacts of one format."""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+
+    @property
+    def format(self) -> str:
+        """The name of the target whose artifacts it executes."""
+
+    def available(self) -> Availability:
+        """Say whether the runtime works here, without loading a model."""
+
+    def load(self, artifact: Path, *, threads: int = 1) -> AbstractContextManager[Session]:
+        """Open an artifact.
+
+        Raises:
+            ArtifactError: The file is missing, damaged or of another kind.
+            UnavailableError: The runtime does not exist on this platform.
+            MissingDependencyError: Its package is not installed.
+        """
