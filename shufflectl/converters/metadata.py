@@ -21,7 +21,7 @@ class ModelInfo:
 
     Attributes:
         name: The model's name, for example ``shufflenet_v2_x0_5``.
-        weights: How the weights were named by the user, without folders: ``digits``, ``random:0``, ``best.pt``.
+        weights: How the user named the weights, without folders: ``digits``, ``random:0``, ``best.pt``.
         weights_sha256: SHA-256 of the weights, in hexadecimal.
         preprocess: What happens to an image before it enters the model.
         labels: Class names in the order of the logits; empty when unknown.
