@@ -8,10 +8,11 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
-from shufflectl.converters.graph import Graph
-from shufflectl.converters.metadata import ModelInfo
+if TYPE_CHECKING:  # the table is read at start-up; onnx and numpy are not needed for that
+    from shufflectl.converters.graph import Graph
+    from shufflectl.converters.metadata import ModelInfo
 
 __all__ = ["PRECISIONS", "TARGETS", "EmitOptions", "Layout", "Precision", "Target"]
 
@@ -47,7 +48,7 @@ class Emitter(Protocol):
         UnsupportedOperatorError: The graph holds an operator that the target cannot express.
     """
 
-    def __call__(self, graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
+    def __call__(self, graph: "Graph", info: "ModelInfo", options: EmitOptions, path: Path) -> None:
         """Write the artifact."""
 
 
@@ -73,7 +74,7 @@ class Target:
     extra: str | None
     emitter: str
 
-    def emit(self, graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
+    def emit(self, graph: "Graph", info: "ModelInfo", options: EmitOptions, path: Path) -> None:
         """Write the artifact; see `Emitter`."""
         module, _, function = self.emitter.partition(":")
         emit = cast("Emitter", getattr(importlib.import_module(module), function))
