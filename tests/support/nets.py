@@ -66,7 +66,10 @@ class ShuffleNetV2(nn.Module):
         width = stem
         self.stage_names = [f"stage{i + 2}" for i in range(len(stages))]
         for name, count, out in zip(self.stage_names, repeats, stages, strict=True):
-            units = [InvertedResidual(width, out, 2), *(InvertedResidual(out, out, 1) for _ in range(count - 1))]
+            units = [
+                InvertedResidual(width, out, 2),
+                *(InvertedResidual(out, out, 1) for _ in range(count - 1)),
+            ]
             setattr(self, name, nn.Sequential(*units))
             width = out
         self.conv5 = nn.Sequential(
@@ -92,8 +95,10 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
-                fan_in = part.weight[0].numel()
-                part.weight.copy_(torch.randn(part.weight.shape, generator=generator) * (2 / fan_in) ** 0.5)
+                # No ReLU follows a depthwise convolution, so it keeps the variance with a gain of 1.
+                gain = 1 if isinstance(part, nn.Conv2d) and part.groups == part.in_channels else 2
+                std = (gain / part.weight[0].numel()) ** 0.5
+                part.weight.copy_(torch.randn(part.weight.shape, generator=generator) * std)
                 if part.bias is not None:
                     part.bias.copy_(uniform(part.bias, -0.2, 0.2))
             elif isinstance(part, nn.BatchNorm2d):

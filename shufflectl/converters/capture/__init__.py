@@ -1,1 +1,66 @@
-"""From a torch module to the one graph that everything else works on."""
+"""From a torch module to the one graph that everything else works on.
+
+Each part is one file: `batchnorm` (folds), `exporter` (torch.export and torch.onnx), `simplify`, `batch` (a symbolic
+batch without arithmetic), `names`. docs/capture.md says what the result promises.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shufflectl.converters.graph import Graph
+from shufflectl.errors import GraphError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["capture"]
+
+
+def capture(
+    module: "torch.nn.Module",
+    example_inputs: "tuple[torch.Tensor, ...]",
+    *,
+    name: str,
+    input_names: Sequence[str] = ("image",),
+    output_names: Sequence[str] = ("logits",),
+    dynamic_batch: bool = False,
+) -> Graph:
+    """Return a module's inference graph: batch norm and constants folded, simplified, every shape known.
+
+    Args:
+        module: The model, in evaluation mode. It is not changed.
+        example_inputs: One tensor an input; their shapes become the graph's.
+        name: The graph's name.
+        input_names: One name an input.
+        output_names: One name an output.
+        dynamic_batch: Whether the first dimension of every input is the symbol ``batch``.
+
+    Returns:
+        The graph. The same module and inputs give the same graph, names included.
+
+    Raises:
+        GraphError: The module is in training mode, cannot be traced, holds an operator without a translation,
+            or computes with a symbolic batch.
+    """
+    # torch and the exporter take seconds to import; `shufflectl.converters.targets` and its users do not need them.
+    from shufflectl.converters.capture.batchnorm import fold_module  # noqa: PLC0415
+    from shufflectl.converters.capture.exporter import to_onnx  # noqa: PLC0415
+    from shufflectl.converters.capture.names import apply_names, scopes  # noqa: PLC0415
+    from shufflectl.converters.capture.simplify import simplify  # noqa: PLC0415
+
+    if module.training:
+        raise GraphError("the model is in training mode", hint="call its eval() before capturing it")
+    folded = fold_module(module)
+    model = to_onnx(
+        folded,
+        example_inputs,
+        input_names=input_names,
+        output_names=output_names,
+        dynamic_batch=dynamic_batch,
+    )
+    known = scopes(model)
+    model = simplify(model)
+    apply_names(model, known, folded)
+    model.graph.name = name
+    model.producer_name = "shufflectl"
+    return Graph(model)
