@@ -1,7 +1,7 @@
 """From a torch module to the one graph that everything else works on.
 
-Each part is one file: `batchnorm` (folds), `exporter` (torch.export and torch.onnx), `simplify`, `batch` (a symbolic
-batch without arithmetic), `names`. docs/capture.md says what the result promises.
+Each part is one file: `batchnorm` (folds), `exporter` (torch.export and torch.onnx), `simplify`, `batch` (a
+symbolic batch without arithmetic), `names`. docs/capture.md says what the result promises.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,12 @@ def capture(
         GraphError: The module is in training mode, cannot be traced, holds an operator without a translation,
             or computes with a symbolic batch.
     """
-    # torch and the exporter take seconds to import; `shufflectl.converters.targets` and its users do not need them.
-    from shufflectl.converters.capture.batchnorm import fold_module  # noqa: PLC0415
-    from shufflectl.converters.capture.exporter import to_onnx  # noqa: PLC0415
-    from shufflectl.converters.capture.names import apply_names, scopes  # noqa: PLC0415
-    from shufflectl.converters.capture.simplify import simplify  # noqa: PLC0415
+    # torch and the exporter take seconds to import; `shufflectl.converters.targets` and its users do not
+    # need them.
+    from shufflectl.converters.capture.batchnorm import fold_module
+    from shufflectl.converters.capture.exporter import to_onnx
+    from shufflectl.converters.capture.names import apply_names, scopes
+    from shufflectl.converters.capture.simplify import simplify
 
     if module.training:
         raise GraphError("the model is in training mode", hint="call its eval() before capturing it")

@@ -1,8 +1,9 @@
 """A symbolic batch without arithmetic on it.
 
-torch.onnx writes the sizes of a dynamic graph as it saw them: Shape, Gather, Mul and Concat compute the second
-input of a Reshape from the batch. Runtimes for phones want that input constant. It can be: where the batch is the
-only unknown, ONNX's -1 (Reshape), 1 (Expand, which broadcasts) and scales (Resize) say the same without it.
+torch.onnx writes the sizes of a dynamic graph as it saw them: Shape, Gather, Mul and Concat compute the
+second input of a Reshape from the batch. Runtimes for phones want that input constant. It can be: where the
+batch is the only unknown, ONNX's -1 (Reshape), 1 (Expand, which broadcasts) and scales (Resize) say the
+same without it.
 """
 
 import math

@@ -1,16 +1,16 @@
 """Batch norm folded into convolutions, in the torch module and in the ONNX graph.
 
-In inference batch norm is an affine map per channel, ``y = a * x + b`` with ``a = gamma / sqrt(var + eps)`` and
-``b = beta - a * mean``, so
+In inference batch norm is an affine map per channel, ``y = a * x + b`` with ``a = gamma / sqrt(var + eps)``
+and ``b = beta - a * mean``, so
 
     BN(W * x + c)  =  (a W) * x + (a c + b)
 
 Folded weights are computed in float64 and rounded once.
 
-A fold in the module is not needed for the result, it is there for time: torch.export and its decompositions cost
-by the node, and half the nodes of a ShuffleNet are batch norms. What it cannot see (functional calls, modules that
-`torch.fx` cannot trace) is folded in the graph, and a batch norm behind anything but a convolution becomes
-Mul and Add there.
+A fold in the module is not needed for the result, it is there for time: torch.export and its decompositions
+cost by the node, and half the nodes of a ShuffleNet are batch norms. What it cannot see (functional calls,
+modules that `torch.fx` cannot trace) is folded in the graph, and a batch norm behind anything but a
+convolution becomes Mul and Add there.
 """
 
 import copy
@@ -113,7 +113,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
             continue
         conv, norm = modules[source.target], modules[node.target]
         if _foldable(conv, norm) and calls[id(conv)] == calls[id(norm)] == 1:
-            pairs.append((source.target, node.target))
+            pairs.append((str(source.target), str(node.target)))
     return pairs
 
 
@@ -133,15 +133,15 @@ def _skeleton(module: nn.Module) -> nn.Module:
 def fold_module(module: nn.Module) -> nn.Module:
     """Return a module of the same function with batch norms folded into the convolutions before them.
 
-    The folded convolution takes the batch norm's place and the convolution's becomes an identity, so that a module
-    path still names the same tensor. The given module is not changed; what cannot be folded stays.
+    The folded convolution takes the batch norm's place and the convolution's becomes an identity, so that a
+    module path still names the same tensor. The given module is not changed; what cannot be folded stays.
     """
     pairs = _pairs(module)
     if not pairs:
         return module
     folded = _skeleton(module)
     for conv, norm in pairs:
-        fused = _fused(folded.get_submodule(conv), folded.get_submodule(norm))  # type: ignore[arg-type] - _foldable has checked both
+        fused = _fused(folded.get_submodule(conv), folded.get_submodule(norm))  # type: ignore[arg-type]  # _pairs has checked both
         _replace(folded, norm, fused)
         _replace(folded, conv, nn.Identity())
     return folded
@@ -175,14 +175,14 @@ def fold_graph(model: ir.Model) -> bool:
     graph = model.graph
     changed = False
     for node in list(graph):
-        if node.op_type != "BatchNormalization" or node.attributes.get_int("training_mode", 0):
+        if node.op_type != "BatchNormalization" or node.attributes.get_int("training_mode", default=0):
             continue
         x, *parameters = node.inputs
         values = [Graph.constant(p) for p in parameters]
         if x is None or any(v is None for v in values):
             continue
         gamma, beta, mean, var = (np.asarray(v) for v in values)
-        scale, shift = _affine(gamma, beta, mean, var, node.attributes.get_float("epsilon", 1e-5))
+        scale, shift = _affine(gamma, beta, mean, var, node.attributes.get_float("epsilon", default=1e-5))
         dtype, y = gamma.dtype, node.outputs[0]
         conv = x.producer()
         weight = Graph.constant(conv.inputs[1]) if conv is not None and conv.op_type == "Conv" else None

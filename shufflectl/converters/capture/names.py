@@ -4,14 +4,16 @@ The exporter names tensors after its own trace (``getitem_12``) and keeps the mo
 The rules here, in order:
 
 1. Graph inputs and outputs keep the names that the caller gave.
-2. The tensor that leaves a module without children is named by that module's path: ``stage2.0.branch2.2``. So a
+2. The tensor that leaves a module without children is named by that module's path: ``stage2.0.branch2.2``.
+So a
    tensor with a module's name is what a forward hook on that module sees.
 3. Any other tensor is named by the path of the module that made it and the operator: ``stage2.0.concat``.
 4. A result of an operator with several is numbered: ``stage2.1.split.0``.
 5. A name that is taken gets ``_1``, ``_2``, in graph order.
 6. What no metadata accounts for belongs to the innermost module that holds all its consumers.
 
-Weights of a folded convolution are named after its result (``conv1.1.weight``); others keep their parameter's name.
+Weights of a folded convolution are named after its result (``conv1.1.weight``); others keep their
+parameter's name.
 """
 
 import ast

@@ -1,7 +1,5 @@
 """From the exporter's graph to the one that is worked on: folded, simplified, with every shape known."""
 
-from collections.abc import Mapping
-
 import onnx
 import onnx_ir as ir
 import onnxsim
@@ -10,15 +8,13 @@ from onnxscript import optimizer
 
 from shufflectl.converters.capture.batch import check_batch_free, make_batch_free
 from shufflectl.converters.capture.batchnorm import fold_graph
-from shufflectl.converters.capture.exporter import BATCH
 from shufflectl.converters.capture.quiet import gc_paused, quiet
-from shufflectl.converters.graph import Graph
 from shufflectl.errors import GraphError
 
 __all__ = ["simplify"]
 
 
-def _check_shapes(model: ir.Model, dims: Mapping[str, int] | None = None) -> None:
+def _check_shapes(model: ir.Model) -> None:
     """Refuse a graph in which a tensor's type or shape is unknown."""
     for node in model.graph:
         for value in node.outputs:
@@ -27,7 +23,7 @@ def _check_shapes(model: ir.Model, dims: Mapping[str, int] | None = None) -> Non
             )
             if unknown or value.dtype is None:
                 raise GraphError(
-                    f"the shape of tensor {value.name!r}, made by operator {node.op_type}, cannot be inferred",
+                    f"the shape of tensor {value.name!r} (operator {node.op_type}) cannot be inferred",
                     hint="targets for phones need static shapes: take data-dependent sizes out of the model",
                 )
 
