@@ -1,0 +1,368 @@
+"""ONNX Runtime on the CPU.
+
+A session runs the file as ONNX Runtime optimises it. Inner tensors (taps) come from a second session, built
+when they are first asked for, with the optimiser off: fused operators have no inner tensors, and the
+blocked layout would change them. A run with taps takes everything from that second session, so that its
+tensors belong together; its outputs may differ from the first session's by rounding.
+
+fp16: ONNX Runtime's CPU kernels compute most operators in fp32 behind casts of its own, so intermediate
+results may be more exact than fp16 hardware gives.
+
+Untrusted files: tensor data outside the file must be a plain file below the file's own folder, tensors
+whose shape alone says that they exceed 4 GiB are refused before anything is allocated, and no code is
+loaded.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from numpy.typing import NDArray
+from onnx import external_data_helper
+
+from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.trace import Trace
+from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec
+from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError
+
+__all__ = ["OnnxRuntime"]
+
+_MAX_FILE: Final = 2**31 - 1
+"""A protobuf message ends at 2 GiB; larger models keep their weights in a second file."""
+
+_MAX_TENSOR: Final = 2**32
+"""The most bytes that one tensor may take."""
+
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+_EXPORT_AGAIN: Final = "export the model again, or check that the download is complete"
+
+
+def _first_line(error: Exception) -> str:
+    """Return the gist of a message: its first line, without ONNX Runtime's codes and source positions."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
+    return re.sub(r"\S*/onnxruntime/\S+ ", "", text).strip()
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graph and those in its nodes' attributes."""
+    pending = [graph]
+    while pending:
+        current = pending.pop()
+        yield current
+        for node in current.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    pending.append(attribute.g)
+                pending.extend(attribute.graphs)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that a graph stores."""
+    for current in _graphs(graph):
+        yield from current.initializer
+        for sparse in current.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in current.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                if attribute.HasField("sparse_tensor"):
+                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+                yield from attribute.tensors
+
+
+class _File:
+    """A parsed, checked ONNX file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = self._read()
+        self.proto = self._parse(data)
+        external = [t for t in self._all_tensors() if t.data_location == onnx.TensorProto.EXTERNAL]
+        for tensor in external:
+            self._check_external(tensor)
+        self._check_sizes()
+        if external:
+            # Embedded, so that ONNX Runtime opens no file of the artifact's choosing.
+            external_data_helper.load_external_data_for_model(self.proto, str(path.parent))
+            data = self.proto.SerializeToString()
+        self.data = data
+        self.info, self.trace = self._metadata()
+
+    def _error(self, what: str, hint: str = _EXPORT_AGAIN) -> ArtifactError:
+        return ArtifactError(f"{self.path.name} {what}", hint=hint)
+
+    def _read(self) -> bytes:
+        if self.path.is_dir():
+            raise self._error("is a folder, not an ONNX file", "an .onnx artifact is one file")
+        try:
+            size = self.path.stat().st_size
+            if size > _MAX_FILE:
+                raise self._error(
+                    f"has {size} bytes, and an ONNX file ends at 2 GiB", "keep the weights as external data"
+                )
+            return self.path.read_bytes()
+        except FileNotFoundError as error:
+            raise self._error("does not exist", f"looked in {self.path.parent}") from error
+        except OSError as error:
+            raise self._error(
+                f"cannot be read: {error.strerror or error}", "check its permissions"
+            ) from error
+
+    def _parse(self, data: bytes) -> onnx.ModelProto:
+        if data[4:8] == b"TFL3":
+            raise self._error("is a TFLite file, not an ONNX file", "run it with LiteRT")
+        try:
+            proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
+        except DecodeError as error:
+            raise self._error("is not an ONNX file, or is damaged: it is no protobuf message") from error
+        if not proto.graph.output or not proto.opset_import:
+            raise self._error("is not an ONNX file, or is damaged: it holds no graph")
+        return proto
+
+    def _all_tensors(self) -> Iterator[onnx.TensorProto]:
+        yield from _tensors(self.proto.graph)
+        for function in self.proto.functions:
+            body = onnx.GraphProto(node=function.node)
+            yield from _tensors(body)
+
+    def _check_external(self, tensor: onnx.TensorProto) -> None:
+        """Refuse external data that is not a plain file below the artifact's folder and long enough."""
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        location = fields.get("location", "")
+        pure = PurePosixPath(location.replace("\\", "/"))
+        folder = self.path.parent.resolve()
+        target = (folder / pure).resolve()
+        if (
+            not location
+            or pure.is_absolute()
+            or ":" in location
+            or ".." in pure.parts
+            or folder not in target.parents
+        ):
+            raise self._error(
+                f"stores tensor {tensor.name!r} outside its own folder ({location!r})",
+                "such a file may be hostile; do not use it",
+            )
+        if not target.is_file():
+            raise self._error(
+                f"needs the file {location!r} for its weights, which is missing", "copy it as well"
+            )
+        try:
+            offset, length = int(fields.get("offset") or 0), int(fields.get("length") or 0)
+        except ValueError as error:
+            raise self._error(
+                f"is damaged: the position of tensor {tensor.name!r} is not a number"
+            ) from error
+        if offset < 0 or length < 0 or offset + length > target.stat().st_size:
+            raise self._error(f"is damaged: tensor {tensor.name!r} reaches beyond the end of {location!r}")
+
+    def _check_sizes(self) -> None:
+        """Refuse tensors whose declared or inferred shape exceeds what one tensor may take."""
+        for tensor in self._all_tensors():
+            self._check_size(tensor.name, tensor.dims, tensor.data_type)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self.proto, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            raise self._error(f"is damaged: {_first_line(error)}") from error
+        for graph in _graphs(inferred.graph):
+            for value in (*graph.input, *graph.output, *graph.value_info):
+                dims = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+                self._check_size(value.name, dims, value.type.tensor_type.elem_type)
+
+    def _check_size(self, name: str, dims: Sequence[int], data_type: int) -> None:
+        try:
+            itemsize = onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+        except (KeyError, TypeError):
+            itemsize = 1
+        count = 1
+        for dim in dims:
+            if dim < 0:
+                raise self._error(f"is damaged: tensor {name!r} has a negative dimension")
+            count *= dim
+        if count * itemsize > _MAX_TENSOR:
+            raise self._error(
+                f"declares tensor {name!r} with {count * itemsize} bytes, more than {_MAX_TENSOR}",
+                "such a file may be hostile; do not use it",
+            )
+
+    def _metadata(self) -> tuple[ModelInfo | None, Trace]:
+        properties = {entry.key: entry.value for entry in self.proto.metadata_props}
+        try:
+            info = (
+                ModelInfo.from_json(json.loads(properties[METADATA_KEY]))
+                if METADATA_KEY in properties
+                else None
+            )
+            trace = Trace.from_json(properties[TRACE_KEY]) if TRACE_KEY in properties else Trace()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._error("is damaged: its shufflectl metadata cannot be read") from error
+        return info, trace
+
+
+def _spec(arg: Any) -> TensorSpec:
+    """Return ONNX Runtime's description of an input or output as ours."""
+    if arg.type not in _DTYPES:
+        raise ArtifactError(
+            f"tensor {arg.name!r} has the type {arg.type}, which cannot be passed in or out",
+            hint="inputs and outputs must be plain tensors of numbers",
+        )
+    return TensorSpec(
+        arg.name, tuple(d if isinstance(d, int) else None for d in arg.shape), _DTYPES[arg.type]
+    )
+
+
+class _OrtSession:
+    def __init__(self, file: _File, threads: int) -> None:
+        self._file = file
+        self._threads = threads
+        self._session = self._build(file.data, optimise=True)
+        self._tapped: tuple[frozenset[str], Any] | None = None
+        self._inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
+        self._outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def info(self) -> ModelInfo | None:
+        return self._file.info
+
+    @property
+    def trace(self) -> Trace:
+        return self._file.trace
+
+    def _build(self, data: bytes, *, optimise: bool) -> Any:
+        import onnxruntime as ort
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on the terminal
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        name = self._file.path.name
+        try:
+            return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except state.NotImplemented as error:
+            found = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", str(error))
+            operator, node = (found[1], found[2]) if found else ("?", "?")
+            raise UnsupportedOperatorError(node, operator, "ONNX Runtime", why=_first_line(error)) from error
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise ArtifactError(
+                f"ONNX Runtime cannot load {name}: {_first_line(error)}", hint=_EXPORT_AGAIN
+            ) from error
+
+    def _with_taps(self, taps: frozenset[str]) -> Any:
+        """Return a session that gives the taps besides the outputs, the last one asked for being kept."""
+        if self._tapped is None or not taps <= self._tapped[0]:
+            known = {name for node in self._file.proto.graph.node for name in node.output}
+            for tap in sorted(taps - known):
+                raise ArtifactError(
+                    f"{self._file.path.name} has no tensor {tap!r}",
+                    hint="shufflectl inspect lists its tensors",
+                )
+            proto = onnx.ModelProto()
+            proto.CopyFrom(self._file.proto)
+            proto.graph.output.extend(onnx.ValueInfoProto(name=tap) for tap in sorted(taps))
+            self._tapped = (taps, self._build(proto.SerializeToString(), optimise=False))
+        return self._tapped[1]
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        names = [spec.name for spec in self._inputs]
+        for name in inputs:
+            if name not in names:
+                raise DataError(
+                    f"the model has no input {name!r}", hint="its inputs are: " + ", ".join(names)
+                )
+        for spec in self._inputs:
+            array = inputs.get(spec.name)
+            if array is None:
+                raise DataError(f"input {spec.name!r} is missing", hint="its inputs are: " + ", ".join(names))
+            fits = len(array.shape) == len(spec.shape) and all(
+                want is None or want == got for want, got in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype != spec.dtype:
+                wanted = ", ".join("?" if d is None else str(d) for d in spec.shape)
+                raise DataError(
+                    f"input {spec.name!r} is {array.dtype} {list(array.shape)}, and the model takes "
+                    f"{spec.dtype} [{wanted}]",
+                    hint="resize, convert or transpose the images to what the model takes",
+                )
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
+        self._check(inputs)
+        names = [spec.name for spec in self._outputs]
+        inner = frozenset(taps) - set(names) - set(inputs)
+        session = self._with_taps(inner) if inner else self._session
+        wanted = [*names, *sorted(inner)]
+        feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        try:
+            results = session.run(wanted, feeds)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise ArtifactError(
+                f"ONNX Runtime fails on {self._file.path.name}: {_first_line(error)}", hint=_EXPORT_AGAIN
+            ) from error
+        arrays = dict(zip(wanted, results, strict=True))
+        arrays.update({tap: inputs[tap] for tap in taps if tap in inputs})
+        return arrays
+
+
+class OnnxRuntime:
+    """ONNX Runtime with its CPU execution provider."""
+
+    name = "onnxruntime"
+    format = "onnx"
+
+    def available(self) -> Availability:
+        """Say whether ONNX Runtime is installed."""
+        try:
+            return Availability(ok=True, version=importlib.metadata.version("onnxruntime"))
+        except importlib.metadata.PackageNotFoundError:
+            return Availability(
+                ok=False, reason="the package onnxruntime is not installed", remedy="pip install onnxruntime"
+            )
+
+    @contextlib.contextmanager
+    def load(self, artifact: Path, *, threads: int = 1) -> Iterator[Session]:
+        """Open an ONNX file.
+
+        Args:
+            artifact: The file.
+            threads: Threads within an operator; 0 for as many as ONNX Runtime likes.
+
+        Raises:
+            ArtifactError: The file is missing, damaged, of another kind, reaches outside its folder, declares
+                tensors over 4 GiB, or its metadata is malformed.
+            UnsupportedOperatorError: ONNX Runtime has no kernel for an operator.
+        """
+        yield _OrtSession(_File(artifact), threads)
