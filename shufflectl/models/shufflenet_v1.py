@@ -1,0 +1,160 @@
+"""ShuffleNet V1 (Zhang et al., arXiv:1707.01083).
+
+Names: ``conv1``, ``maxpool``, ``stage2`` to ``stage4`` with ``compress``, ``depthwise`` and ``expand`` in
+each unit, ``fc``. The shuffle stands where the paper has it, after the first grouped convolution; Megvii's
+own code has it after the depthwise convolution.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from shufflectl.models.layers import (
+    Residual,
+    channel_shuffle,
+    depthwise_conv,
+    grouped_pointwise_conv,
+    spatial_conv,
+)
+
+__all__ = ["BasicUnit", "DownsamplingUnit", "ShuffleNetV1", "build", "stem_channels"]
+
+_STAGE_UNITS = (4, 8, 4)
+_STAGE2_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+
+
+class _Unit(nn.Module):
+    """What both units have: the bottleneck of figure 2, ``[N, inputs, H, W] -> [N, outputs, H/s, W/s]``."""
+
+    def __init__(
+        self, inputs: int, outputs: int, bottleneck: int, groups: int, *, first: int, stride: int
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.compress = nn.Sequential(
+            grouped_pointwise_conv(inputs, bottleneck, first),
+            nn.BatchNorm2d(bottleneck),
+            nn.ReLU(inplace=True),
+        )
+        self.depthwise = nn.Sequential(depthwise_conv(bottleneck, stride), nn.BatchNorm2d(bottleneck))
+        self.expand = nn.Sequential(
+            grouped_pointwise_conv(bottleneck, outputs, groups), nn.BatchNorm2d(outputs)
+        )
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Return what the branch with convolutions gives, before the last ReLU."""
+        x = self.compress(x)
+        if self.groups > 1:  # with one group the shuffle moves nothing
+            x = channel_shuffle(x, self.groups)
+        branch: Tensor = self.expand(self.depthwise(x))
+        return branch
+
+
+class BasicUnit(_Unit):
+    """The basic unit (figure 2b): bottleneck with grouped convolutions, shuffle, residual connection.
+
+    ``[N, C, H, W] -> [N, C, H, W]``.
+
+    Args:
+        channels: ``C``.
+        bottleneck: Channels between the two grouped convolutions.
+        groups: Groups of both 1x1 convolutions.
+    """
+
+    def __init__(self, channels: int, bottleneck: int, groups: int) -> None:
+        super().__init__(channels, channels, bottleneck, groups, first=groups, stride=1)
+        self.residual = Residual()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unit's output, ``[N, C, H, W]``."""
+        out: Tensor = self.relu(self.residual(x, self.bottleneck(x)))
+        return out
+
+
+class DownsamplingUnit(_Unit):
+    """The unit with stride 2 (figure 2c): an average-pooled shortcut, joined by concatenation.
+
+    ``[N, inputs, H, W] -> [N, outputs, H / 2, W / 2]``. The pooling counts its padding as zeros, as in
+    Megvii's own code.
+
+    Args:
+        inputs: Channels of the input, which the shortcut keeps.
+        outputs: Channels of the output; the bottleneck gives ``outputs - inputs`` of them.
+        bottleneck: Channels between the two 1x1 convolutions.
+        groups: Groups of the second 1x1 convolution.
+        first: Groups of the first one: 1 in stage 2, whose input has few channels (section 3.3).
+    """
+
+    def __init__(self, inputs: int, outputs: int, bottleneck: int, groups: int, *, first: int) -> None:
+        super().__init__(inputs, outputs - inputs, bottleneck, groups, first=first, stride=2)
+        self.shortcut = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unit's output, ``[N, outputs, H / 2, W / 2]``."""
+        out: Tensor = self.relu(torch.cat((self.shortcut(x), self.bottleneck(x)), dim=1))
+        return out
+
+
+class ShuffleNetV1(nn.Module):
+    """The network of table 1: 3x3 convolution, max pooling, three stages, global pooling, classifier.
+
+    ``[N, 3, H, W] -> [N, num_classes]``.
+
+    Args:
+        groups: Groups of the pointwise convolutions: 1, 2, 3, 4 or 8.
+        width: Scale factor of all channels ("ShuffleNet s x", section 3.3).
+        num_classes: Width of the classifier.
+    """
+
+    def __init__(self, groups: int, width: float, num_classes: int) -> None:
+        super().__init__()
+        outputs = int(_STAGE2_CHANNELS[groups] * width)
+        channels = stem_channels(groups, width)
+        self.conv1 = nn.Sequential(
+            spatial_conv(3, channels, 2), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        stages: list[nn.Sequential] = []
+        for units in _STAGE_UNITS:
+            # Section 3.3 sets the bottleneck to a quarter of the output channels. It is rounded up to whole
+            # groups: the paper does not say what it does at g = 2 and 4 where a quarter is no multiple of g.
+            bottleneck = _multiple(outputs / 4, groups)
+            first = groups if stages else 1
+            basic = [BasicUnit(outputs, bottleneck, groups) for _ in range(units - 1)]
+            stages.append(
+                nn.Sequential(DownsamplingUnit(channels, outputs, bottleneck, groups, first=first), *basic)
+            )
+            channels, outputs = outputs, 2 * outputs
+        self.stage2, self.stage3, self.stage4 = stages
+        self.globalpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, ``[N, num_classes]``."""
+        x = self.maxpool(self.conv1(x))
+        x = self.stage4(self.stage3(self.stage2(x)))
+        x = torch.flatten(self.globalpool(x), 1)  # [N, C, H, W] -> [N, C]
+        logits: Tensor = self.fc(x)
+        return logits
+
+
+def stem_channels(groups: int, width: float) -> int:
+    """Return the output channels of the first convolution: 24 times the width, as Megvii's code has it.
+
+    At 1.5x that code keeps 24. Where the rest that the first bottleneck must give, stage 2's channels less
+    these, is not a multiple of ``groups``, they are rounded up until it is; this gives Megvii's 16 at g = 8,
+    0.5x.
+    """
+    channels = 24 if width == 1.5 else int(24 * width)
+    return channels + (int(_STAGE2_CHANNELS[groups] * width) - channels) % groups
+
+
+def _multiple(value: float, of: int) -> int:
+    """Return the smallest multiple of ``of`` that is not below ``value``."""
+    return int(-(-value // of) * of)
+
+
+def build(*, groups: int, width: float, num_classes: int) -> ShuffleNetV1:
+    """Return a network of table 1."""
+    return ShuffleNetV1(groups, width, num_classes)
