@@ -1,0 +1,1 @@
+"""Checkpoints: reading files that nobody vouches for, and mapping other libraries' layouts to ours."""
