@@ -1,0 +1,48 @@
+"""The TFLite target: one captured graph becomes one ``.tflite`` file."""
+
+import json
+from pathlib import Path
+
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.targets import EmitOptions
+from shufflectl.errors import MissingDependencyError
+
+__all__ = ["emit", "to_bytes"]
+
+
+def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
+    """Return the graph as a TFLite file.
+
+    Inputs and outputs of rank 4 are NHWC unless the options say NCHW. fp16 files hold float16 weights behind
+    DEQUANTIZE and compute in float32. A symbolic batch is -1 in the shape signature and 1 until the caller
+    resizes the input. The same arguments give the same bytes.
+
+    Raises:
+        UnsupportedOperatorError: A node cannot be expressed.
+        MissingDependencyError: ai-edge-litert or flatbuffers is not installed.
+    """
+    try:
+        from shufflectl.converters.tflite.emitter import Emitter
+        from shufflectl.converters.tflite.operators import OPERATORS
+    except ModuleNotFoundError as e:
+        package = (e.name or "").partition(".")[0]
+        if package not in ("ai_edge_litert", "flatbuffers"):
+            raise
+        name = package.replace("_", "-")
+        raise MissingDependencyError(name, "tflite", "writing .tflite files") from e
+    emitter = Emitter(graph, options, OPERATORS)
+    emitter.run()
+    description = ", ".join(part for part in (info.name, info.description) if part)
+    metadata = {
+        METADATA_KEY: json.dumps(info.to_json(), ensure_ascii=False, separators=(",", ":")).encode(),
+        TRACE_KEY: emitter.trace().to_json().encode(),
+    }
+    return emitter.file.finish(
+        emitter.inputs, emitter.outputs, name="main", description=description, metadata=metadata
+    )
+
+
+def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
+    """Write the artifact; see `to_bytes` and `converters.targets.Emitter`."""
+    path.write_bytes(to_bytes(graph, info, options))

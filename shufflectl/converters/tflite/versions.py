@@ -1,0 +1,137 @@
+"""The versions of TFLite operators and the oldest runtime that has them.
+
+A runtime refuses an operator of a version that it does not know, so a file states the lowest version
+whose kernel does what the operator's options and types ask. The figures follow TensorFlow Lite's
+``tools/versioning/op_version.cc`` and ``runtime_version.cc`` for the types that the emitter writes (float32,
+float16 constants, int32, int64 and bool).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from ai_edge_litert.schema_py_generated import BuiltinOperator as Op
+
+__all__ = ["minimum_runtime", "operator_version"]
+
+
+def operator_version(
+    code: int, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], options: Any
+) -> int:
+    """Return the version of an operator.
+
+    Args:
+        code: The builtin operator.
+        shapes: The shapes of its inputs.
+        dtypes: The numpy types of its inputs.
+        options: Its options in the schema's object API; None where it has none.
+    """
+    rank = max((len(shape) for shape in shapes), default=0)
+    broadcast = len(shapes) > 1 and shapes[0] != shapes[1]
+    match code:
+        case Op.CONV_2D:
+            return 6 if shapes[0][3] != shapes[1][3] else 1  # 6: grouped
+        case Op.DEPTHWISE_CONV_2D:
+            return 2 if (options.dilationHFactor, options.dilationWFactor) != (1, 1) else 1
+        case Op.FULLY_CONNECTED:
+            return 5 if options.keepNumDims else 1
+        case Op.DEQUANTIZE:
+            return 3  # float16
+        case Op.TRANSPOSE:
+            return 6 if rank > 5 else 4 if rank > 4 else 3 if dtypes[0] == np.bool_ else 1
+        case Op.SLICE:
+            return 5 if rank > 4 else 1
+        case Op.STRIDED_SLICE | Op.PAD | Op.PADV2:
+            return 4 if rank > 4 else 1
+        case Op.MAXIMUM | Op.MINIMUM | Op.SUB:
+            return 3 if broadcast and rank > 4 else 1
+        case Op.DIV:
+            return 2 if broadcast and rank > 4 else 1
+        case Op.SPLIT:
+            return 3 if dtypes[1] == np.int32 else 1
+        case Op.RESIZE_BILINEAR:
+            return 3 if options.halfPixelCenters else 1
+        case Op.RESIZE_NEAREST_NEIGHBOR:
+            return 3 if options.halfPixelCenters or options.alignCorners else 1
+        case Op.GATHER:
+            return 3 if dtypes[0] == np.bool_ else 1
+    return 1
+
+
+_RUNTIMES: Final = {
+    (Op.ADD, 1): "1.5.0",
+    (Op.AVERAGE_POOL_2D, 1): "1.5.0",
+    (Op.BATCH_MATMUL, 1): "2.3.0",
+    (Op.CAST, 1): "1.5.0",
+    (Op.CEIL, 1): "1.14.0",
+    (Op.CONCATENATION, 1): "1.5.0",
+    (Op.CONV_2D, 1): "1.5.0",
+    (Op.CONV_2D, 6): "2.9.0",
+    (Op.DEPTHWISE_CONV_2D, 1): "1.5.0",
+    (Op.DEPTHWISE_CONV_2D, 2): "1.12.0",
+    (Op.DEQUANTIZE, 3): "1.15.0",
+    (Op.DIV, 1): "1.6.0",
+    (Op.DIV, 2): "2.3.0",
+    (Op.ELU, 1): "1.14.0",
+    (Op.EXP, 1): "1.7.0",
+    (Op.FLOOR, 1): "1.9.0",
+    (Op.FULLY_CONNECTED, 1): "1.5.0",
+    (Op.FULLY_CONNECTED, 5): "2.0.0",
+    (Op.GATHER, 1): "1.6.0",
+    (Op.GATHER, 3): "1.15.0",
+    (Op.GELU, 1): "2.9.0",
+    (Op.HARD_SWISH, 1): "1.15.0",
+    (Op.LEAKY_RELU, 1): "1.13.1",
+    (Op.LOG, 1): "1.14.0",
+    (Op.LOG_SOFTMAX, 1): "1.14.0",
+    (Op.LOGISTIC, 1): "1.14.0",
+    (Op.MAXIMUM, 1): "1.14.0",
+    (Op.MAXIMUM, 3): "2.3.0",
+    (Op.MAX_POOL_2D, 1): "1.5.0",
+    (Op.MEAN, 1): "1.6.0",
+    (Op.MINIMUM, 1): "1.14.0",
+    (Op.MINIMUM, 3): "2.3.0",
+    (Op.MIRROR_PAD, 1): "1.13.1",
+    (Op.MUL, 1): "1.5.0",
+    (Op.PAD, 1): "1.5.0",
+    (Op.PAD, 4): "2.6.0",
+    (Op.PADV2, 1): "1.9.0",
+    (Op.PADV2, 4): "2.6.0",
+    (Op.POW, 1): "1.10.0",
+    (Op.PRELU, 1): "1.8.0",
+    (Op.REDUCE_MAX, 1): "1.11.0",
+    (Op.REDUCE_MIN, 1): "1.11.0",
+    (Op.RELU, 1): "1.5.0",
+    (Op.RELU_0_TO_1, 1): "2.10.0",
+    (Op.RELU_N1_TO_1, 1): "1.5.0",
+    (Op.RELU6, 1): "1.5.0",
+    (Op.RESHAPE, 1): "1.5.0",
+    (Op.RESIZE_BILINEAR, 1): "1.7.0",
+    (Op.RESIZE_BILINEAR, 3): "2.2.0",
+    (Op.RESIZE_NEAREST_NEIGHBOR, 1): "1.13.1",
+    (Op.RESIZE_NEAREST_NEIGHBOR, 3): "2.3.0",
+    (Op.SLICE, 1): "1.14.0",
+    (Op.SLICE, 5): "2.5.0",
+    (Op.SOFTMAX, 1): "1.5.0",
+    (Op.SPLIT, 1): "1.5.0",
+    (Op.SPLIT, 3): "1.14.0",
+    (Op.SQRT, 1): "1.10.0",
+    (Op.STRIDED_SLICE, 1): "1.6.0",
+    (Op.STRIDED_SLICE, 4): "2.2.0",
+    (Op.SUB, 1): "1.6.0",
+    (Op.SUB, 3): "2.3.0",
+    (Op.SUM, 1): "1.10.0",
+    (Op.TANH, 1): "1.14.0",
+    (Op.TRANSPOSE, 1): "1.6.0",
+    (Op.TRANSPOSE, 3): "1.15.0",
+    (Op.TRANSPOSE, 4): "2.3.0",
+    (Op.TRANSPOSE, 6): "2.12.0",
+    (Op.ABS, 1): "1.13.0",
+    (Op.NEG, 1): "1.9.0",
+}
+
+
+def minimum_runtime(operators: set[tuple[int, int]]) -> str:
+    """Return the oldest TensorFlow Lite runtime that has all of these (operator, version) pairs."""
+    known = [_RUNTIMES.get(pair, "1.5.0") for pair in operators] or ["1.5.0"]
+    return max(known, key=lambda version: tuple(int(part) for part in version.split(".")))
