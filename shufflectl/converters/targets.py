@@ -64,6 +64,8 @@ class Target:
         package: The optional package that the emitter or the runtime imports; None when core.
         extra: The extra of shufflectl that installs it.
         emitter: ``module:function`` of the emitter.
+        preload: ``module:function`` that imports a converter which takes seconds, so that it pays to
+            start it in a process of its own while the graph is captured; None where it does not.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Target:
     package: str | None
     extra: str | None
     emitter: str
+    preload: str | None = None
 
     def emit(self, graph: "Graph", info: "ModelInfo", options: EmitOptions, path: Path) -> None:
         """Write the artifact; see `Emitter`."""
@@ -91,6 +94,7 @@ _ROWS = (
         "coremltools",
         "coreml",
         "shufflectl.converters.coreml.emit:emit",
+        preload="shufflectl.converters.coreml.toolkit:load",
     ),
     Target(
         "tflite",

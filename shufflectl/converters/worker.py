@@ -135,13 +135,11 @@ def _serve(target: str) -> None:
     """Import the emitter, then serve jobs until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a converter prints must not mix with the answers
-    module, _, _ = TARGETS[target].emitter.partition(":")
+    module, _, function = (TARGETS[target].preload or "").partition(":")
     broken: Exception | None = None
     try:
-        emitter = importlib.import_module(module)
-        warm_up = getattr(emitter, "warm_up", None)
-        if warm_up is not None:
-            warm_up()
+        if module:
+            getattr(importlib.import_module(module), function)()
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the answer to the first job
         broken = error
     while True:

@@ -1,0 +1,289 @@
+"""Check exported files again: on any machine, from a manifest or from the files alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.targets import TARGETS
+from shufflectl.deploy import runtimes
+from shufflectl.deploy.export import REFERENCE, captured
+from shufflectl.deploy.images import gather
+from shufflectl.deploy.inspect import Summary, summarize
+from shufflectl.deploy.manifest import MANIFEST, Manifest
+from shufflectl.deploy.options import ParityOptions
+from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
+from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
+from shufflectl.models import LoadedModel, load
+from shufflectl.models.preprocess import IMAGENET
+
+__all__ = ["CheckResult", "check"]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        verifications: One for each model among the files.
+    """
+
+    verifications: tuple[Verification, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all files agree and none differs from its manifest."""
+        return not self.changed and all(v.passed for v in self.verifications)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Files that differ from what their manifest says."""
+        return tuple(r.artifact.file for v in self.verifications for r in v.results if r.changed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            "schema": "shufflectl.check/1",
+            "passed": self.passed,
+            "changed": list(self.changed),
+            "verifications": [v.to_json() for v in self.verifications],
+        }
+
+    def raise_for_failure(self) -> None:
+        """Raise what the exit code is made of.
+
+        Raises:
+            ParityError: A file disagrees.
+            ArtifactError: All agree, but a file is not the one of its manifest.
+        """
+        failures = [v.failure for v in self.verifications if not v.passed]
+        if failures:
+            raise ParityError(" | ".join(failures), hint=TIP)
+        if self.changed:
+            raise ArtifactError(
+                f"{', '.join(self.changed)} changed after the export: SHA-256 is not that of the manifest",
+                hint="export again, or check the file by its own name if the change was meant",
+            )
+
+
+@dataclass
+class _Group:
+    """The files of one model."""
+
+    info: ModelInfo | None
+    artifacts: list[Artifact] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def check(
+    paths: Sequence[Path],
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    parity: ParityOptions | None = None,
+    notify: Notify = lambda _what, _done, _total: None,
+) -> CheckResult:
+    """Compare exported files with torch, where their weights can be had, and with one another.
+
+    Args:
+        paths: Export folders, or single artifacts; single ones belong to one model.
+        model: The model to compare with; None for what the files say.
+        weights: The weights to compare with; None for what the files say.
+        parity: What to run on.
+        notify: Told about progress.
+
+    Raises:
+        ArtifactError: A file is missing, damaged, of another kind, or of another model than its neighbours.
+        CheckpointError: The given weights are not those of the files.
+        UsageError: No file is given, or one file alone with nothing to compare it with.
+        UnavailableError: No runtime here executes a format.
+    """
+    options = parity or ParityOptions()
+    groups = _groups(paths, notify)
+    return CheckResult(tuple(_check(group, model, weights, options, notify) for group in groups))
+
+
+def _check(
+    group: _Group, name: str | None, weights: str | None, options: ParityOptions, notify: Notify
+) -> Verification:
+    notify("loading weights", 0, 0)
+    loaded = _reference_model(group, name, weights)
+    size, batch = _input(group.artifacts[0], options)
+    if loaded is not None:
+        model, module = loaded, loaded.module
+
+        @cache
+        def graph() -> Graph | None:
+            notify("capturing the graph", 0, 0)
+            return captured(model, size, batch)
+
+        reference = Reference(REFERENCE, module, graph)
+        title, preprocess, labels = loaded.variant.name, loaded.preprocess, loaded.labels
+    else:
+        first = _file_as_reference(group.artifacts)
+        reference = Reference(first.file, None, cache(lambda: _graph_of(first)))
+        info = group.info
+        title = info.name if info else first.path.stem
+        preprocess, labels = (info.preprocess, info.labels) if info else (IMAGENET, ())
+    inputs = gather(size, preprocess, labels, options)
+    verification = verify(title, group.artifacts, reference, inputs, options, notify)
+    results = tuple(
+        replace(result, changed=group.sha256.get(result.artifact.file, result.sha256) != result.sha256)
+        for result in verification.results
+    )
+    return replace(verification, results=results)
+
+
+def _reference_model(group: _Group, name: str | None, weights: str | None) -> LoadedModel | None:
+    """Return the torch model that the files say they are, or that the user names; None when out of reach."""
+    info = group.info
+    wanted = name or (info.name if info else None)
+    if wanted is None:
+        if weights is not None:
+            raise UsageError("the files do not say which model they are", hint="pass --model NAME as well")
+        return None
+    spec = weights or (info.weights if info else None)
+    if spec is None or (weights is None and not _reproducible(spec)):
+        return None
+    # A classifier of another width than the default is in the files, not in `random:SEED`.
+    classes = _classes(group.artifacts[0]) if spec.startswith("random") else None
+    loaded = load(wanted, weights=spec, num_classes=classes)
+    if info is not None and name in (None, info.name) and info.weights_sha256 != loaded.weights_sha256:
+        raise CheckpointError(
+            f"{loaded.weights} is not what the files were made from: SHA-256 {loaded.weights_sha256[:12]},"
+            f" the files say {info.weights_sha256[:12]} ({info.weights})",
+            hint="pass --weights with the checkpoint that they were exported from",
+        )
+    return loaded
+
+
+def _reproducible(weights: str) -> bool:
+    """Whether weights can be had from their name alone."""
+    return weights.startswith("random:") or Path(weights).suffix == ""
+
+
+def _classes(artifact: Artifact) -> int | None:
+    shape = summarize(artifact.path).outputs[0].shape
+    return shape[-1] if shape else None
+
+
+def _file_as_reference(artifacts: Sequence[Artifact]) -> Artifact:
+    """Return the file that the others are held against: fp32 before fp16, ONNX before the others."""
+    if len(artifacts) < 2:
+        raise UsageError(
+            f"{artifacts[0].file} alone has nothing to be compared with",
+            hint="pass --weights with its checkpoint (and --model), or more files of the same model",
+        )
+    order = list(TARGETS)
+    return min(artifacts, key=lambda a: (a.precision != "fp32", order.index(a.target)))
+
+
+def _graph_of(artifact: Artifact) -> Graph | None:
+    """Return the graph of an ONNX file, for the comparison layer by layer; None for other formats."""
+    if artifact.target != "onnx":
+        return None
+    import onnx
+    import onnx_ir as ir
+
+    proto = onnx.shape_inference.infer_shapes(onnx.load(artifact.path), data_prop=True)
+    return Graph(ir.from_proto(proto))
+
+
+def _input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | str]:
+    """Return height (and width) and batch size of a file's image input."""
+    runtime = runtimes.choose(artifact.target, options.runtimes, python=options.runtime_python)
+    with runtime.load(artifact.path) as session:
+        shape = session.inputs[0].shape
+        view = next((v for v in session.trace.values() if v.name == session.inputs[0].name), None)
+    if len(shape) != 4:
+        raise ArtifactError(
+            f"{artifact.file} takes a tensor of shape {list(shape)}, which is not a batch of images",
+            hint="check works on models with one image input",
+        )
+    axes = view.axes if view is not None and view.axes is not None else None
+    if axes is None and view is None and shape[3] == 3 and shape[1] != 3:
+        axes = (0, 2, 3, 1)  # a foreign file in NHWC
+    height = shape[axes.index(2) if axes else 2]
+    batch = shape[axes.index(0) if axes else 0]
+    if height is None:
+        raise ArtifactError(
+            f"{artifact.file} does not fix its input's height", hint="export it with a fixed input size"
+        )
+    return height, "dynamic" if batch is None else batch
+
+
+def _groups(paths: Sequence[Path], notify: Notify) -> list[_Group]:
+    groups: list[_Group] = []
+    loose: list[Path] = []
+    for path in paths:
+        if path.is_dir() and path.suffix != TARGETS["coreml"].extension:
+            if (path / MANIFEST).exists():
+                groups += _from_manifest(path)
+            else:
+                found = sorted(p for p in path.iterdir() if _target_of(p) is not None)
+                if not found:
+                    raise ArtifactError(
+                        f"{path} holds neither {MANIFEST} nor any exported file",
+                        hint="pass the folder that shufflectl export wrote, or the files themselves",
+                    )
+                loose += found
+        else:
+            loose.append(path)
+    if loose:
+        groups += _from_files(loose, notify)
+    if not groups:
+        raise UsageError("no file is given", hint="pass the folder that shufflectl export wrote")
+    return groups
+
+
+def _from_manifest(folder: Path) -> list[_Group]:
+    manifest = Manifest.load(folder / MANIFEST)
+    groups = []
+    for model in manifest.models:
+        group = _Group(model.info)
+        for row in manifest.artifacts_of(model):
+            path = folder / row.file
+            if not path.exists():
+                raise ArtifactError(
+                    f"{path} is in {folder / MANIFEST} but does not exist", hint="export the model again"
+                )
+            group.artifacts.append(Artifact(path, row.file, row.target, row.precision))
+            group.sha256[row.file] = row.sha256
+        groups.append(group)
+    return groups
+
+
+def _from_files(paths: Sequence[Path], notify: Notify) -> list[_Group]:
+    by_name: dict[tuple[str, str] | None, _Group] = {}
+    for path in paths:
+        target = _target_of(path)
+        if target is None:
+            kinds = ", ".join(row.extension for row in TARGETS.values())
+            raise ArtifactError(f"{path} is not an exported file", hint=f"pass {kinds} files")
+        notify(f"reading {path.name}", 0, 0)
+        summary = summarize(path)
+        info = summary.metadata
+        key = None if info is None else (info.name, info.weights_sha256)
+        group = by_name.setdefault(key, _Group(info))
+        file = path.name
+        if any(a.file == file for a in group.artifacts):
+            file = str(path)
+        group.artifacts.append(Artifact(path, file, target, _precision(summary)))
+    foreign = by_name.pop(None, None)
+    if foreign is not None and len(by_name) == 1:
+        next(iter(by_name.values())).artifacts.extend(foreign.artifacts)
+    elif foreign is not None:
+        by_name[None] = foreign
+    return list(by_name.values())
+
+
+def _target_of(path: Path) -> str | None:
+    return next((row.name for row in TARGETS.values() if row.extension == path.suffix), None)
+
+
+def _precision(summary: Summary) -> str:
+    """Return ``fp16`` for a file that holds or computes half precision anywhere."""
+    return "fp16" if any(o.dtype == "float16" for o in summary.operators) else "fp32"

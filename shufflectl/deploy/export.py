@@ -1,0 +1,123 @@
+"""The main job: a trained model becomes files that are proved equal, and a manifest."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from shufflectl.converters.capture import capture
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.targets import TARGETS, EmitOptions
+from shufflectl.converters.worker import EmitterProcess
+from shufflectl.deploy import runtimes
+from shufflectl.deploy.images import gather
+from shufflectl.deploy.options import ExportRequest
+from shufflectl.deploy.publish import Staging
+from shufflectl.deploy.verify import Artifact, Notify, Reference, Verification, verify
+from shufflectl.models import LoadedModel, load
+
+__all__ = ["REFERENCE", "captured", "describe", "export"]
+
+REFERENCE = "torch"
+"""What the torch module is called in reports."""
+
+_Emit = Callable[[Graph, ModelInfo, EmitOptions, Path], None]
+
+
+def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total: None) -> Verification:
+    """Export a model to every target and precision, compare all files, publish those that pass.
+
+    Files appear in the output folder atomically, the manifest last. Where any comparison fails nothing is
+    published, unless the request says so.
+
+    Args:
+        request: What to export.
+        notify: Told about progress.
+
+    Returns:
+        The comparison of the files, whether or not they pass.
+
+    Raises:
+        UsageError: An unknown model, or a weights specification that does not exist.
+        CheckpointError: The checkpoint cannot be loaded or does not fit.
+        GraphError: The model cannot be captured.
+        UnsupportedOperatorError: A target cannot express an operator.
+        OutputError: The output folder cannot be written.
+        UnavailableError: No runtime here executes a format.
+        MissingDependencyError: A target's package is not installed.
+    """
+    for target in request.targets:  # before any work, so that what is missing is known at once
+        runtimes.choose(target, request.parity.runtimes, python=request.parity.runtime_python)
+    with ExitStack() as stack:
+        emitters = _emitters(request, stack)
+        staging = stack.enter_context(Staging(request.out))
+        notify("loading weights", 0, 0)
+        model = load(request.model, weights=request.weights, num_classes=request.num_classes)
+        size = request.input_size or model.input_size
+        notify("capturing the graph", 0, 0)
+        graph = captured(model, size, request.batch)
+        info = describe(model)
+        artifacts = []
+        for precision in request.precisions:
+            for target in request.targets:
+                file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
+                notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
+                path = staging.path(file)
+                emitters[target](graph, info, request.emit_options(precision), path)
+                artifacts.append(Artifact(path, file, target, precision))
+        verification = verify(
+            model.variant.name,
+            artifacts,
+            Reference(REFERENCE, model.module, lambda: graph),
+            gather(size, model.preprocess, model.labels, request.parity),
+            request.parity,
+            notify,
+        )
+        if verification.passed or request.keep_failing:
+            notify("publishing", 0, 0)
+            _publish(request, staging, graph, info, verification)
+    return verification
+
+
+def captured(model: LoadedModel, size: int, batch: int | str) -> Graph:
+    """Return the graph of a loaded model.
+
+    Args:
+        model: The model.
+        size: Height and width of its input, in pixels.
+        batch: A fixed batch size, or ``dynamic``.
+
+    Raises:
+        GraphError: The model cannot be captured, for example because the input is too small for it.
+    """
+    import torch
+
+    dynamic = batch == "dynamic"
+    # A dynamic batch is traced with two images: torch.export takes a dimension of size one for a constant.
+    example = torch.zeros(2 if dynamic else int(batch), 3, size, size)
+    return capture(model.module, (example,), name=model.variant.name, dynamic_batch=dynamic)
+
+
+def describe(model: LoadedModel) -> ModelInfo:
+    """Return what an exported file says about itself."""
+    return ModelInfo(
+        name=model.variant.name,
+        weights=model.weights,
+        weights_sha256=model.weights_sha256,
+        preprocess=model.preprocess,
+        labels=model.labels,
+        description=model.description,
+        author=model.author,
+        version=model.version,
+        license=model.license,
+    )
+
+
+def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:
+    """Return how each target is written: a slow converter in a process that is started now."""
+    return {
+        name: stack.enter_context(EmitterProcess(name, verbose=request.verbose)).emit
+        if TARGETS[name].preload
+        else TARGETS[name].emit
+        for name in request.targets
+    }

@@ -1,0 +1,176 @@
+"""What the user asks of parity and of an export, parsed from words and refused with a reason."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from shufflectl.converters.targets import PRECISIONS, TARGETS, EmitOptions, Layout, Precision
+from shufflectl.deploy import runtimes
+from shufflectl.deploy.parity.limits import Limits, default_limits
+from shufflectl.errors import UsageError, nearest
+
+__all__ = ["ExportRequest", "ParityOptions"]
+
+_MAX_BATCH = 4096
+_MAX_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class ParityOptions:
+    """What parity runs on and what it allows.
+
+    Attributes:
+        images: How many of the bundled real images; None for all.
+        random_images: How many images of noise.
+        seed: The seed of the noise.
+        runtimes: Runtimes that the user asked for, of any format.
+        runtime_python: The interpreter in which tflite-runtime is installed.
+        threads: Threads of each runtime.
+        max_rel: A limit in place of the precision's, see `Limits`.
+        sqnr: Likewise, in dB.
+        top1: Likewise, 0 to 1.
+        per_layer: Whether every inner tensor of a failing file is reported.
+    """
+
+    images: int | None = 32
+    random_images: int = 8
+    seed: int = 0
+    runtimes: tuple[str, ...] = ()
+    runtime_python: Path | None = None
+    threads: int = 1
+    max_rel: float | None = None
+    sqnr: float | None = None
+    top1: float | None = None
+    per_layer: bool = False
+
+    @classmethod
+    def parse(cls, *, images: str, runtimes: Iterable[str], **rest: Any) -> Self:
+        """Read what the command line has as text.
+
+        Raises:
+            UsageError: A word is not one of the choices, or a number is out of range.
+        """
+        return cls(images=_count(images), runtimes=_runtimes(runtimes), **rest)
+
+    def limits(self, precision: str) -> Limits:
+        """Return the limits for a file of that precision."""
+        return default_limits(precision).override(max_rel=self.max_rel, sqnr=self.sqnr, top1=self.top1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the figures depend on as JSON values."""
+        return {
+            "images": "all" if self.images is None else self.images,
+            "random_images": self.random_images,
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """One export.
+
+    Attributes:
+        model: A name of the registry.
+        weights: As `models.load` takes it.
+        targets: Names of `TARGETS`.
+        precisions: Of every target.
+        out: The output folder.
+        num_classes: None for what the weights hold.
+        input_size: None for what the weights were made for.
+        batch: A fixed size, or ``dynamic``.
+        layout: None for each target's default.
+        half_io: See `EmitOptions`.
+        minimum_deployment_target: See `EmitOptions`.
+        keep_failing: Whether files that fail parity are published.
+        verbose: Whether converters may print.
+        parity: What parity runs on.
+    """
+
+    model: str
+    weights: str | None = None
+    targets: tuple[str, ...] = tuple(TARGETS)
+    precisions: tuple[Precision, ...] = ("fp32",)
+    out: Path = Path("dist")
+    num_classes: int | None = None
+    input_size: int | None = None
+    batch: int | Literal["dynamic"] = 1
+    layout: Layout | None = None
+    half_io: bool = False
+    minimum_deployment_target: str = "iOS16"
+    keep_failing: bool = False
+    verbose: bool = False
+    parity: ParityOptions = ParityOptions()
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        targets: Sequence[str],
+        precisions: Sequence[str],
+        batch: str,
+        layout: str | None,
+        **rest: Any,
+    ) -> Self:
+        """Read what the command line has as text.
+
+        Raises:
+            UsageError: A word is not one of the choices, or a number is out of range.
+        """
+        if layout is not None and layout not in ("nhwc", "nchw"):
+            raise UsageError(f"unknown layout {layout!r}", hint=nearest(layout, ("nhwc", "nchw")))
+        size = rest.get("input_size")
+        if size is not None and size > _MAX_SIZE:
+            raise UsageError(f"an input of {size} pixels is too large", hint=f"give at most {_MAX_SIZE}")
+        return cls(
+            targets=_words(targets, tuple(TARGETS), "target", everything="all"),
+            precisions=cast("tuple[Precision, ...]", _words(precisions, PRECISIONS, "precision")),
+            batch=_batch(batch),
+            layout=cast("Layout | None", layout),
+            **rest,
+        )
+
+    def emit_options(self, precision: Precision) -> EmitOptions:
+        """Return the options for one precision."""
+        return EmitOptions(precision, self.layout, self.half_io, self.minimum_deployment_target)
+
+
+def _words(
+    given: Sequence[str], choices: tuple[str, ...], what: str, *, everything: str | None = None
+) -> tuple[str, ...]:
+    """Return the chosen words in the order of ``choices``, from a repeatable, comma-separated option."""
+    words = [word.strip() for text in given for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"no {what} is named", hint="choose from: " + ", ".join(choices))
+    for word in words:
+        if word != everything and word not in choices:
+            known = choices if everything is None else (*choices, everything)
+            raise UsageError(f"unknown {what} {word!r}", hint=nearest(word, known))
+    return tuple(choice for choice in choices if choice in words or everything in words)
+
+
+def _count(text: str) -> int | None:
+    if text == "all":
+        return None
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"{text!r} is not a number of images", hint="give a number from 1 upwards, or all")
+
+
+def _batch(text: str) -> int | Literal["dynamic"]:
+    if text == "dynamic":
+        return "dynamic"
+    if text.isascii() and text.isdigit() and 0 < int(text) <= _MAX_BATCH:
+        return int(text)
+    raise UsageError(
+        f"{text!r} is not a batch size", hint=f"give a number from 1 to {_MAX_BATCH}, or dynamic"
+    )
+
+
+def _runtimes(names: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(names)
+    for name in chosen:
+        if name not in runtimes.NAMES:
+            raise UsageError(f"unknown runtime {name!r}", hint=nearest(name, runtimes.NAMES))
+    return chosen

@@ -1,0 +1,68 @@
+"""Fixtures that several folders share."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a call of the command line left behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on standard output."""
+        return json.loads(self.stdout)
+
+
+def shufflectl(*argv: str | Path, env: dict[str, str] | None = None, timeout: float = 300) -> Run:
+    """Call the command line in a process of its own, as a user does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shufflectl", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=timeout,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Any:
+    """The command line as a function of its arguments."""
+    return shufflectl
+
+
+@pytest.fixture(scope="session")
+def digits_dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bundled model in every format and precision. Read-only: copy it to change it."""
+    out = tmp_path_factory.mktemp("digits") / "dist"
+    run = shufflectl(*_EXPORT, "--out", out)
+    assert 0 == run.status, run.stderr
+    return out
+
+
+_EXPORT: Sequence[str] = (
+    "export",
+    "shufflenet_v2_x0_5",
+    "--weights",
+    "digits",
+    "--target",
+    "all",
+    "--precision",
+    "fp32,fp16",
+    "--images",
+    "all",
+)

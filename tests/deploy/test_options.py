@@ -1,0 +1,70 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shufflectl.deploy.options import ExportRequest, ParityOptions
+from shufflectl.errors import UsageError
+
+
+def request(**changes: Any) -> ExportRequest:
+    words = {"targets": ["all"], "precisions": ["fp32"], "batch": "1", "layout": None, **changes}
+    return ExportRequest.parse(model="m", out=Path("o"), **words)
+
+
+def test_all_stands_for_every_target_in_the_order_of_the_table() -> None:
+    assert ("onnx", "coreml", "tflite") == request(targets=["all"]).targets
+
+
+def test_words_are_repeatable_and_separated_by_commas_and_kept_once() -> None:
+    assert ("onnx", "tflite") == request(targets=["tflite, onnx", "tflite"]).targets
+    assert ("fp32", "fp16") == request(precisions=["fp16", "fp32"]).precisions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": ["onnxx"]},
+        {"targets": [""]},
+        {"targets": ["onnx,ALL"]},
+        {"precisions": ["int8"]},
+        {"batch": "-1"},
+        {"batch": "1.5"},
+        {"batch": "many"},
+        {"batch": "\u0661"},
+        {"batch": "100000"},
+        {"layout": "NHWC"},
+        {"input_size": 100_000},
+    ],
+)
+def test_a_word_that_is_not_a_choice_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(**changes)
+    assert caught.value.hint
+
+
+def test_a_batch_is_a_number_or_dynamic() -> None:
+    assert 4 == request(batch="4").batch
+    assert "dynamic" == request(batch="dynamic").batch
+
+
+def test_images_is_a_number_or_all() -> None:
+    assert ParityOptions.parse(images="all", runtimes=()).images is None
+    assert 3 == ParityOptions.parse(images="3", runtimes=()).images
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "x", "", "1e3"])
+def test_other_numbers_of_images_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        ParityOptions.parse(images=text, runtimes=())
+
+
+def test_limits_take_what_the_user_gave_over_the_defaults() -> None:
+    limits = ParityOptions(sqnr=12.0).limits("fp32")
+    assert 12.0 == limits.sqnr
+    assert ParityOptions().limits("fp32").max_rel == limits.max_rel
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    with pytest.raises(UsageError, match="onnx-runtime"):
+        ParityOptions.parse(images="1", runtimes=["onnx-runtime"])

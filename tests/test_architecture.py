@@ -1,0 +1,70 @@
+"""The shape of the package: which way its parts depend, what start-up imports, what the docs cover."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shufflectl
+
+PACKAGE = Path(shufflectl.__file__).parent
+# A part may import those before it.
+ORDER = ["errors", "models", "converters", "deploy", "console", "render", "cli"]
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "coremltools",
+    "ai_edge_litert",
+    "numpy",
+    "safetensors",
+}
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert 0 == node.level, f"{path}: relative import"
+            found.add(str(node.module))
+            if node.module == "shufflectl":
+                found |= {f"shufflectl.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("shufflectl.")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_dependencies_run_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own.startswith("__"):
+        return
+    for name in imports(path):
+        if part(name) not in ("__version__", own):
+            assert ORDER.index(part(name)) < ORDER.index(own), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["export", "--help"], ["models", "--json"], ["--version"]])
+def test_start_up_imports_nothing_heavy(argv: list[str]) -> None:
+    code = (
+        "import sys\nfrom shufflectl.cli import main\n"
+        f"sys.argv = ['shufflectl', *{argv!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "[]" == done.stderr.splitlines()[-1]
+
+
+def test_start_up_of_help_does_not_import_the_library() -> None:
+    code = "import sys, shufflectl.cli\nprint(sorted(m for m in sys.modules if m.startswith('shufflectl.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "['shufflectl.cli', 'shufflectl.console', 'shufflectl.errors']" == done.stdout.strip()
