@@ -1,0 +1,430 @@
+"""Reads an ONNX file. Weights are never loaded: their shapes say all that is needed.
+
+Shapes that the file does not state are inferred. A free batch (an input's first dimension) counts as one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from shufflectl.converters.graph import Graph
+from shufflectl.deploy.inspect.files import info_from_text, read_limited
+from shufflectl.deploy.inspect.program import (
+    Contraction,
+    Operation,
+    Program,
+    Role,
+    Shape,
+    Value,
+    is_scalar,
+    known_shape,
+    role_table,
+)
+from shufflectl.errors import ArtifactError
+
+__all__ = ["read_graph", "read_onnx"]
+
+_WHAT = "an ONNX file"
+_HINT = "export it again, or copy it again from where it came"
+_STANDARD = ("", "ai.onnx")
+_DOMAINS = (*_STANDARD, "com.microsoft", "com.microsoft.nchwc")
+# Shapes, axes and pads are smaller than this; larger constants are weights, and stay unread.
+_SMALL = 1024
+
+_CONVOLUTIONS = {
+    "Conv": (1, 2),
+    "FusedConv": (1, 2),
+    "ConvInteger": (1, None),
+    "QLinearConv": (3, 8),
+    "ConvTranspose": (1, 2),
+}
+"""Positions of the kernel and the bias among the inputs."""
+
+_PRODUCTS = {
+    "Gemm": (0, 1, 2),
+    "FusedGemm": (0, 1, 2),
+    "MatMul": (0, 1, None),
+    "FusedMatMul": (0, 1, None),
+    "MatMulInteger": (0, 1, None),
+    "QLinearMatMul": (0, 3, None),
+    "QGemm": (0, 3, 6),
+}
+"""Positions of both factors and of the bias among the inputs."""
+
+_SCALES = {
+    "BatchNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "SkipLayerNormalization": (2, 3),
+    "PRelu": (1,),
+    "Gather": (0,),
+    "GatherElements": (0,),
+    "GatherND": (0,),
+}
+"""Positions of trained constants; element-wise operators have theirs anywhere."""
+
+_BINARY = frozenset(
+    """
+    Add Sub Mul Div Pow Min Max Mean Sum Mod BitShift BitwiseAnd BitwiseOr BitwiseXor And Or Xor Equal Less
+    Greater LessOrEqual GreaterOrEqual Where QLinearAdd QLinearMul
+    """.split()  # noqa: SIM905 - one name a line would take a page
+)
+
+_ROLES = role_table(
+    {
+        "convolution": " ".join(_CONVOLUTIONS),
+        "dense": " ".join(_PRODUCTS),
+        "pooling": """
+            MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool MaxRoiPool ReduceMean
+            ReduceMax ReduceMin ReduceSum ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+            ReduceSumSquare QLinearGlobalAveragePool QLinearAveragePool QLinearReduceMean
+            """,
+        "elementwise": f"""
+            {" ".join(_BINARY)}
+            Relu LeakyRelu PRelu Elu Selu Celu Clip Sigmoid HardSigmoid HardSwish Swish Tanh Gelu Mish
+            Softplus Softsign ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Erf Sin
+            Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Not BitwiseNot IsNaN IsInf BatchNormalization
+            Dropout Shrink Trilu QuickGelu FastGelu BiasGelu QLinearSigmoid QLinearLeakyRelu
+            """,
+        "movement": """
+            Transpose Concat Split Slice Gather GatherElements GatherND Scatter ScatterElements ScatterND
+            Pad Expand Tile DepthToSpace SpaceToDepth ReverseSequence Compress Cast CastLike QuantizeLinear
+            DequantizeLinear DynamicQuantizeLinear ReorderInput ReorderOutput QLinearConcat
+            """,
+        "view": "Reshape Flatten Squeeze Unsqueeze Identity Shape Size",
+        "other": """
+            Softmax LogSoftmax QLinearSoftmax Hardmax InstanceNormalization LayerNormalization
+            SkipLayerNormalization GroupNormalization RMSNormalization LRN LpNormalization
+            MeanVarianceNormalization ArgMax ArgMin TopK Resize Upsample NonZero NonMaxSuppression CumSum
+            OneHot Range Unique EyeLike ConstantOfShape Bernoulli RandomNormal RandomUniform
+            RandomNormalLike RandomUniformLike Multinomial GridSample RoiAlign
+            """,
+    }
+)
+
+
+def read_onnx(path: Path) -> tuple[Program, int]:
+    """Read an ONNX file.
+
+    Returns:
+        The program, and the size in bytes of the file and of the files that hold its weights.
+
+    Raises:
+        ArtifactError: It is missing, damaged or no ONNX file, or its external weights are missing or lie
+            outside of its folder.
+    """
+    data = read_limited(path, _WHAT)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated", hint=_HINT) from error
+    if not model.ir_version or not model.opset_import or not model.graph.output:
+        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated: it holds no graph", hint=_HINT)
+    return read_model(model, "onnx"), len(data) + _external_bytes(model, path)
+
+
+def read_graph(graph: Graph) -> Program:
+    """Read a captured graph."""
+    return read_model(graph.to_proto(), "graph")
+
+
+def read_model(model: onnx.ModelProto, format_name: str) -> Program:
+    """Return an ONNX model as a program; its weights are dropped and its batch is fixed."""
+    declared = {i.name for i in model.graph.initializer}
+    inputs = tuple(_value(v) for v in model.graph.input if v.name not in declared)
+    outputs = tuple(_value(v) for v in model.graph.output)
+    props = {p.key: p.value for p in model.metadata_props}
+    _drop_weights(model.graph)
+    _bind_batch(model.graph)
+    if not _complete(model.graph):
+        model = _with_shapes(model)
+    return Program(
+        format_name,
+        inputs,
+        outputs,
+        tuple(_Reader(model).operations()),
+        " ".join(part for part in (model.producer_name, model.producer_version) if part),
+        info_from_text(props),
+    )
+
+
+def _external_bytes(model: onnx.ModelProto, path: Path) -> int:
+    """Return the size of the files of external weights, having checked that they are where they may be."""
+    needed: dict[str, int] = {}
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        try:
+            end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path} says where the weight {tensor.name!r} is in a way that makes no sense", hint=_HINT
+            ) from error
+        needed[location] = max(needed.get(location, 0), end)
+    total = 0
+    folder = path.parent.resolve()
+    for location, end in needed.items():
+        pure = PurePosixPath(location)
+        inside = location and "\0" not in location and not pure.is_absolute()
+        file = (folder / pure).resolve() if inside else folder
+        if file == folder or not file.is_relative_to(folder):
+            raise ArtifactError(
+                f"{path} wants weights from {location!r}, which is outside of its folder",
+                hint="do not trust this file; save the model again with its weights beside it",
+            )
+        if not file.is_file():
+            raise ArtifactError(
+                f"{path} keeps its weights in {location!r}, which is missing",
+                hint=f"copy {location!r} into {path.parent}",
+            )
+        size = file.stat().st_size
+        if size < end:
+            raise ArtifactError(
+                f"{path} keeps {end} bytes of weights in {location!r}, which has {size}: it is truncated",
+                hint=f"copy {location!r} again from where it came",
+            )
+        total += size
+    return total
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+            for sub in attribute.graphs:
+                yield from _tensors(sub)
+
+
+def _drop_weights(graph: onnx.GraphProto) -> None:
+    """Drop the values of large constants, so that inferring shapes does not copy them."""
+    for tensor in _tensors(graph):
+        if math.prod(max(d, 0) for d in tensor.dims) > _SMALL:
+            for kept in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                tensor.ClearField(kept)
+
+
+def _bind_batch(graph: onnx.GraphProto) -> None:
+    """Make a free batch 1: the first dimension of inputs that have more than one."""
+    declared = {i.name for i in graph.initializer}
+    symbols = set()
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in declared and len(dims) > 1 and not _fixed(dims[0]):
+            symbols.add(dims[0].dim_param)
+            dims[0].dim_value = 1
+    symbols.discard("")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = 1
+
+
+def _complete(graph: onnx.GraphProto) -> bool:
+    """Whether every tensor between operators has a fixed shape."""
+    known = {
+        v.name
+        for v in (*graph.value_info, *graph.output)
+        if v.type.tensor_type.HasField("shape") and all(map(_fixed, v.type.tensor_type.shape.dim))
+    }
+    return all(name in known for node in graph.node for name in node.output if name)
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    # What the file states is kept where inference, which stops at unknown operators, finds nothing. Graph
+    # outputs are inferred anew: their free dimensions would otherwise stand against what is known now.
+    stated = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, DecodeError):
+        return model
+    found = {v.name for v in (*inferred.graph.value_info, *inferred.graph.output) if _stated(v)}
+    inferred.graph.value_info.extend(
+        value for name, value in stated.items() if name not in found and _stated(value)
+    )
+    return inferred
+
+
+def _stated(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.HasField("shape"))
+
+
+def _fixed(dim: Any) -> bool:
+    return bool(dim.HasField("dim_value") and dim.dim_value >= 0)
+
+
+def _dtype(code: int) -> str | None:
+    if not code or code not in TensorProto.DataType.values():
+        return None
+    name = str(TensorProto.DataType.Name(code)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    tensor = info.type.tensor_type
+    shape: Shape | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(int(d.dim_value) if _fixed(d) else None for d in tensor.shape.dim)
+    return Value(info.name, shape, _dtype(tensor.elem_type))
+
+
+class _Reader:
+    """The operations of a model whose shapes are known as far as they can be."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self._nodes = graph.node
+        self._values: dict[str, Value] = {}
+        for info in (*graph.value_info, *graph.output, *graph.input):
+            value = _value(info)
+            # The same tensor may be stated twice, as an output with less detail than as an inner tensor.
+            old = self._values.get(info.name)
+            if old is None or old.shape is None or None in old.shape:
+                self._values[info.name] = value
+        self._small: dict[str, onnx.TensorProto] = {}
+        for tensor in graph.initializer:
+            self._constant(tensor.name, tensor)
+        for sparse in graph.sparse_initializer:
+            self._constant(sparse.values.name, sparse.values, tuple(sparse.dims))
+
+    def operations(self) -> Iterator[Operation]:
+        for node in self._nodes:
+            if node.op_type == "Constant" and node.domain in _STANDARD:
+                self._constant_node(node)
+                continue
+            yield self._operation(node)
+
+    def _constant(self, name: str, tensor: onnx.TensorProto, dims: Sequence[int] | None = None) -> None:
+        shape: Shape = tuple(int(d) if d >= 0 else None for d in (tensor.dims if dims is None else dims))
+        self._values[name] = Value(name, shape, _dtype(tensor.data_type), constant=True)
+        self._small[name] = tensor
+
+    def _constant_node(self, node: onnx.NodeProto) -> None:
+        for name in node.output:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    self._constant(name, attribute.t)
+                elif attribute.name in ("value_int", "value_float"):
+                    self._values[name] = Value(
+                        name, (), "int64" if "int" in attribute.name else "float32", constant=True
+                    )
+                elif attribute.name in ("value_ints", "value_floats"):
+                    count = len(attribute.ints) + len(attribute.floats)
+                    dtype = "int64" if "int" in attribute.name else "float32"
+                    self._values[name] = Value(name, (count,), dtype, constant=True)
+            self._values.setdefault(name, Value(name, None, None, constant=True))
+
+    def _operation(self, node: onnx.NodeProto) -> Operation:
+        inputs = [self._values.get(name, Value(name, None, None)) if name else None for name in node.input]
+        given = [v for v in inputs if v is not None]
+        outputs = tuple(self._values.get(name, Value(name, None, None)) for name in node.output if name)
+        name = node.name or (outputs[0].name if outputs else node.op_type)
+        role = _ROLES.get(node.op_type, "unknown") if node.domain in _DOMAINS else "unknown"
+        if role not in ("convolution", "dense", "unknown") and given and all(v.constant for v in given):
+            role = "weights"
+            outputs = tuple(Value(v.name, v.shape, v.dtype, constant=True) for v in outputs)
+            self._values |= {v.name: v for v in outputs}
+        kind = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+        weights, biases = _weights(node.op_type, role, inputs)
+        return Operation(
+            name,
+            kind,
+            role,
+            tuple(v for v in given if not v.constant),
+            outputs,
+            weights,
+            biases,
+            _contraction(node, role, inputs, outputs),
+        )
+
+
+def _at(inputs: Sequence[Value | None], index: int | None) -> Value | None:
+    return inputs[index] if index is not None and index < len(inputs) else None
+
+
+def _weights(op_type: str, role: Role, inputs: Sequence[Value | None]) -> tuple[tuple[Value, ...], int]:
+    """Return the trained constants, biases last, and the number of biases."""
+    if role == "convolution":
+        kernel, bias = _CONVOLUTIONS[op_type]
+        chosen, biases = [_at(inputs, kernel)], [_at(inputs, bias)]
+    elif role == "dense":
+        first, second, bias = _PRODUCTS[op_type]
+        chosen, biases = [_at(inputs, first), _at(inputs, second)], [_at(inputs, bias)]
+    elif op_type in _SCALES and role != "weights":
+        chosen, biases = [_at(inputs, index) for index in _SCALES[op_type]], []
+    elif op_type in _BINARY and role == "elementwise":
+        # A scalar is part of a formula (the 3 of hard-swish), not a trained tensor.
+        chosen, biases = [v for v in inputs if v is not None and not is_scalar(v)], []
+    else:
+        return (), 0
+    kernels = [v for v in chosen if v is not None and v.constant]
+    offsets = [v for v in biases if v is not None and v.constant]
+    return (*kernels, *offsets), len(offsets)
+
+
+def _contraction(
+    node: onnx.NodeProto, role: Role, inputs: Sequence[Value | None], outputs: Sequence[Value]
+) -> Contraction | None:
+    if not outputs:
+        return None
+    if role == "convolution":
+        return _convolution(node, _at(inputs, 0), _at(inputs, _CONVOLUTIONS[node.op_type][0]), outputs[0])
+    if role == "dense":
+        first, second, _ = _PRODUCTS[node.op_type]
+        return _product(node, _at(inputs, first), _at(inputs, second), outputs[0])
+    return None
+
+
+def _convolution(
+    node: onnx.NodeProto, image: Value | None, kernel: Value | None, output: Value
+) -> Contraction | None:
+    weight = known_shape(kernel)
+    groups = _int(node, "group", 1)
+    if weight is None or len(weight) < 3 or groups < 1:
+        return None
+    transposed = node.op_type == "ConvTranspose"
+    # Conv: [c2, c1/g, *window]; ConvTranspose: [c1, c2/g, *window].
+    in_channels, out_channels = (
+        (weight[0], weight[1] * groups) if transposed else (weight[1] * groups, weight[0])
+    )
+    where = known_shape(image if transposed else output)
+    if where is None or len(where) != len(weight):
+        return None
+    return Contraction(in_channels, out_channels, where[0] * math.prod(where[2:]), groups, weight[2:])
+
+
+def _product(node: onnx.NodeProto, a: Value | None, b: Value | None, output: Value) -> Contraction | None:
+    first, second, result = known_shape(a), known_shape(b), known_shape(output)
+    if "Gemm" in node.op_type:
+        if first is None or second is None or len(first) != 2 or len(second) != 2:
+            return None
+        rows, depth = first[::-1] if _int(node, "transA", 0) else first
+        columns = second[0] if _int(node, "transB", 0) else second[1]
+        return Contraction(depth, columns, rows)
+    if not first or not second or result is None:
+        return None
+    # A vector is a row on the left and a column on the right; a product of batches repeats the columns.
+    depth = first[-2] if _int(node, "transA", 0) and len(first) > 1 else first[-1]
+    columns = 1 if len(second) == 1 else second[-2] if _int(node, "transB", 0) else second[-1]
+    return Contraction(depth, columns, math.prod(result) // max(columns, 1))
+
+
+def _int(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
