@@ -175,7 +175,7 @@ def fold_graph(model: ir.Model) -> bool:
     graph = model.graph
     changed = False
     for node in list(graph):
-        if node.op_type != "BatchNormalization" or node.attributes.get_int("training_mode", default=0):
+        if node.op_type != "BatchNormalization" or node.attributes.get_int("training_mode", 0) == 1:
             continue
         x, *parameters = node.inputs
         values = [Graph.constant(p) for p in parameters]

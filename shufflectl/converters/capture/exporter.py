@@ -8,7 +8,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from shufflectl.converters.capture.quiet import gc_paused, quiet
 from shufflectl.errors import GraphError
 
 __all__ = ["BATCH", "OPSET", "to_onnx"]
@@ -73,7 +72,7 @@ def to_onnx(
     Raises:
         GraphError: torch cannot trace the module, or an operator has no translation.
     """
-    with torch.no_grad(), quiet(), gc_paused():
+    with torch.no_grad():
         try:
             program = _export(module, inputs, dynamic_batch=dynamic_batch)
         except Exception as error:  # whatever a user's forward raises
@@ -88,7 +87,7 @@ def to_onnx(
                 input_names=list(input_names),
                 output_names=list(output_names),
                 opset_version=OPSET,
-                optimize=False,
+                optimize=False,  # it folds batch norm in fp32; simplify.py does what is needed in less time
                 verbose=False,
             )
         except Exception as error:  # the exporter's own errors have no common base
@@ -97,6 +96,12 @@ def to_onnx(
                 hint="replace the operator that the message names",
             ) from error
     assert onnx_program is not None  # noqa: S101 - with dynamo=True the exporter always returns a program
+    model = onnx_program.model
+    if len(model.graph.outputs) != len(output_names):
+        raise GraphError(
+            f"the model has {len(model.graph.outputs)} outputs, and {len(output_names)} names are given",
+            hint="give one name an output",
+        )
     if dynamic_batch:
-        _name_batch(onnx_program.model)
-    return onnx_program.model
+        _name_batch(model)
+    return model

@@ -8,16 +8,26 @@ from onnxscript import optimizer
 
 from shufflectl.converters.capture.batch import check_batch_free, make_batch_free
 from shufflectl.converters.capture.batchnorm import fold_graph
-from shufflectl.converters.capture.quiet import gc_paused, quiet
 from shufflectl.errors import GraphError
 
 __all__ = ["simplify"]
+
+
+def _plain_reshapes(model: ir.Model) -> None:
+    """Drop ``allowzero`` where it says nothing: it is about zeros in the shape, and there are none."""
+    for node in model.graph:
+        if node.op_type == "Reshape" and "allowzero" in node.attributes:
+            shape = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+            if shape is not None and 0 not in shape.numpy():
+                node.attributes.pop("allowzero")
 
 
 def _check_shapes(model: ir.Model) -> None:
     """Refuse a graph in which a tensor's type or shape is unknown."""
     for node in model.graph:
         for value in node.outputs:
+            if not value.name:
+                continue  # an optional result that the node does not give
             unknown = value.shape is None or any(
                 isinstance(d, ir.SymbolicDim) and d.value is None for d in value.shape
             )
@@ -28,27 +38,37 @@ def _check_shapes(model: ir.Model) -> None:
                 )
 
 
+def _passes(model: ir.Model) -> onnx.ModelProto:
+    optimizer.inline(model)  # torchlib's functions, so that the passes below see plain operators
+    optimizer.fold_constants(model)  # also turns a sequence and its indexing into Split
+    common.RemoveUnusedNodesPass()(model)
+    fold_graph(
+        model
+    )  # after the constants, because a convolution's missing bias is a computed zero until then
+    make_batch_free(model)  # after the constants, which leave only shapes that depend on the batch
+    _plain_reshapes(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)  # after the lift: blocks of one stage share their shapes
+    common.RemoveUnusedNodesPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)  # it holds the user's stack traces, paths included
+    # Last, because it sees what the passes before leave behind.
+    proto, _ = onnxsim.simplify(ir.to_proto(model))
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
 def simplify(model: ir.Model) -> ir.Model:
     """Return the simplified model; the one given is used up.
 
     Raises:
         GraphError: A pass failed, a shape is unknown, or the graph computes with a symbolic batch.
     """
-    with quiet(), gc_paused():
-        try:
-            # Inlines torchlib's functions, folds constants, turns sequences into Split.
-            optimizer.optimize_ir(model)
-            if fold_graph(model) | make_batch_free(model):
-                common.RemoveUnusedNodesPass()(model)
-            common.ClearMetadataAndDocStringPass()(model)
-            # Last of the simplifiers, because it sees what the passes before leave behind.
-            proto, _ = onnxsim.simplify(ir.to_proto(model))
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except Exception as error:  # the simplifiers have no common base
-            raise GraphError(
-                f"simplifying the captured graph failed: {type(error).__name__}: {error}",
-                hint="please report it with the model",
-            ) from error
+    try:
+        proto = _passes(model)
+    except Exception as error:  # the simplifiers have no common base
+        raise GraphError(
+            f"simplifying the captured graph failed: {type(error).__name__}: {error}",
+            hint="please report it with the model",
+        ) from error
     result = ir.from_proto(proto)
     common.RemoveUnusedNodesPass()(result)
     check_batch_free(result)

@@ -62,4 +62,8 @@ def gc_paused() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if gc.get_freeze_count() == 0:
+                # Moves the new objects to the oldest generation, without the scan that enabling would start.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
