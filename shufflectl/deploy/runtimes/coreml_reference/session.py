@@ -1,0 +1,285 @@
+"""A loaded Core ML program: its interface, its plan, and a run."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.trace import Trace
+from shufflectl.deploy.runtimes.base import Arrays, TensorSpec
+from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
+from shufflectl.deploy.runtimes.coreml_reference.package import read_model
+from shufflectl.deploy.runtimes.coreml_reference.program import (
+    NAME,
+    Argument,
+    Compute,
+    Declared,
+    Operation,
+    held,
+    read_program,
+    room,
+)
+from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError
+
+__all__ = ["CoreMLReferenceSession"]
+
+_REMEDY: Final = "export the model again, and copy the whole .mlpackage folder"
+
+# What torch raises where operands do not fit one another; it has no exception of its own.
+_FAILURES: Final = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation of the plan.
+
+    Attributes:
+        operation: What it executes, for messages.
+        compute: The closure.
+        arguments: Its operands.
+        outputs: What it declares.
+        rounds: Whether each output is rounded to fp16.
+        release: Names that no later step reads.
+    """
+
+    operation: Operation
+    compute: Compute
+    arguments: tuple[Argument, ...]
+    outputs: tuple[Declared, ...]
+    rounds: tuple[bool, ...]
+    release: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """The sizes that an input accepts, by dimension; no upper bound is infinity."""
+
+    lower: tuple[int, ...]
+    upper: tuple[float, ...]
+
+
+class CoreMLReferenceSession:
+    """A loaded package; a `Session`.
+
+    Args:
+        artifact: The ``.mlpackage`` folder.
+        threads: How many threads torch may use.
+    """
+
+    def __init__(self, artifact: Path, threads: int = 1) -> None:
+        spec, folder = read_model(artifact)
+        program = read_program(spec, folder)
+        self._artifact = artifact
+        self._threads = threads
+        self._declared: dict[str, Declared] = {item.name: item for item in program.inputs}
+        for operation in program.operations:
+            self._declared.update((out.name, out) for out in operation.outputs)
+        self._constants = {
+            name: program.constants[name] for name in program.outputs if name in program.constants
+        }
+        self._plan = _plan(program.operations, program.outputs)
+        self.inputs = tuple(self._input(feature) for feature in spec.description.input)
+        self._bounds = {feature.name: _bounds(feature) for feature in spec.description.input}
+        self.outputs = tuple(self._output(feature) for feature in spec.description.output)
+        if {s.name for s in self.inputs} != {d.name for d in program.inputs}:
+            raise ArtifactError(f"{artifact} declares other inputs than its program has", hint=_REMEDY)
+        if {s.name for s in self.outputs} != set(program.outputs):
+            raise ArtifactError(f"{artifact} declares other outputs than its program has", hint=_REMEDY)
+        custom = spec.description.metadata.userDefined
+        try:
+            self.info = (
+                ModelInfo.from_json(json.loads(custom[METADATA_KEY])) if METADATA_KEY in custom else None
+            )
+            self.trace = Trace.from_json(custom[TRACE_KEY]) if TRACE_KEY in custom else Trace()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(f"the metadata of {artifact} is damaged", hint=_REMEDY) from error
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
+        """Execute the program once; see `Session.run`."""
+        for name in taps:
+            if name not in self._declared and name not in self._constants:
+                raise ArtifactError(
+                    f"{self._artifact} has no tensor {name!r}", hint="see the session's trace"
+                )
+        values: dict[str, torch.Tensor] = {}
+        for spec in self.inputs:
+            values[spec.name] = held(self._checked(spec, inputs))
+        unknown = sorted(set(inputs) - set(values))
+        if unknown:
+            raise DataError(f"the model has no input {unknown[0]!r}", hint=f"its inputs: {', '.join(values)}")
+        wanted = [spec.name for spec in self.outputs]
+        wanted += [name for name in taps if name not in wanted]
+        kept = set(wanted)
+        with torch.inference_mode(), _thread_count(self._threads):
+            for step in self._plan:
+                _execute(step, values)
+                for name in step.release:
+                    if name not in kept:
+                        del values[name]
+        types = {spec.name: spec.dtype for spec in self.outputs}
+        return {name: self._result(name, values, types.get(name)) for name in wanted}
+
+    def _result(
+        self, name: str, values: Mapping[str, torch.Tensor], dtype: np.dtype[Any] | None
+    ) -> NDArray[Any]:
+        if name in self._constants:
+            array = self._constants[name]
+            return array if dtype is None else array.astype(dtype)
+        array = values[name].numpy()
+        # A copy: a result may share its memory with another, or with a constant.
+        return np.array(array, dtype or self._declared[name].dtype, order="C")
+
+    def _checked(self, spec: TensorSpec, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        if spec.name not in inputs:
+            raise DataError(
+                f"input {spec.name!r} is missing", hint=f"give an array of shape {_text(spec.shape)}"
+            )
+        array = inputs[spec.name]
+        bounds = self._bounds[spec.name]
+        fits = array.ndim == len(bounds.lower) and all(
+            low <= size <= high
+            for size, low, high in zip(array.shape, bounds.lower, bounds.upper, strict=True)
+        )
+        if not fits or array.dtype != spec.dtype:
+            raise DataError(
+                f"input {spec.name!r} is {array.dtype} {list(array.shape)}, and the model takes "
+                f"{spec.dtype} {_text(spec.shape)}",
+                hint="prepare the images for this model",
+            )
+        return array
+
+    def _input(self, feature: Any) -> TensorSpec:
+        array = _array_type(feature)
+        bounds = _bounds(feature)
+        declared = self._declared.get(feature.name)
+        if declared is None or len(declared.shape) != len(bounds.lower):
+            raise ArtifactError(f"the program has no input like {feature.name!r}", hint=_REMEDY)
+        if any(size not in (None, low) for size, low in zip(declared.shape, bounds.lower, strict=True)):
+            raise ArtifactError(f"input {feature.name!r} has two shapes", hint=_REMEDY)
+        shape = tuple(
+            low if low == high else None for low, high in zip(bounds.lower, bounds.upper, strict=True)
+        )
+        return TensorSpec(str(feature.name), shape, _element_type(array, feature.name))
+
+    def _output(self, feature: Any) -> TensorSpec:
+        array = _array_type(feature)
+        dtype = _element_type(array, feature.name)
+        if feature.name in self._constants:
+            return TensorSpec(str(feature.name), self._constants[feature.name].shape, dtype)
+        declared = self._declared.get(feature.name)
+        if declared is None:
+            raise ArtifactError(f"the program has no output {feature.name!r}", hint=_REMEDY)
+        return TensorSpec(str(feature.name), declared.shape, dtype)
+
+
+def _execute(step: _Step, values: dict[str, torch.Tensor]) -> None:
+    """Compute one operation's results into ``values``, rounded and checked against their declarations."""
+    operands = [values[a] if isinstance(a, str) else a for a in step.arguments]
+    try:
+        results = step.compute(*operands)
+    except _FAILURES as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise step.operation.damaged(f"cannot be executed: {reason}") from error
+    if isinstance(results, torch.Tensor):
+        results = (results,)
+    if len(results) != len(step.outputs):
+        raise step.operation.damaged(f"declares {len(step.outputs)} results and has {len(results)}")
+    for result, declared, rounds in zip(results, step.outputs, step.rounds, strict=True):
+        if result.ndim != len(declared.shape) or any(
+            want not in (None, have) for want, have in zip(declared.shape, result.shape, strict=True)
+        ):
+            raise step.operation.damaged(
+                f"declares a result of shape {_text(declared.shape)} and has {list(result.shape)}"
+            )
+        values[declared.name] = result.half().float() if rounds else result
+
+
+def _plan(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[_Step, ...]:
+    """Build each operation's closure, and find where each tensor is read last."""
+    built: list[tuple[Operation, Compute, list[Argument]]] = []
+    halves: set[str] = set()
+    last: dict[str, int] = {}
+    for index, operation in enumerate(operations):
+        builder = OPERATIONS.get(operation.type)
+        if builder is None:
+            raise UnsupportedOperatorError(operation.name, operation.type, NAME)
+        try:
+            compute, arguments = builder(operation)
+        except _FAILURES as error:
+            raise operation.damaged("has parameters that do not make sense") from error
+        built.append((operation, compute, arguments))
+        last.update((a, index) for a in arguments if isinstance(a, str))
+        last.update((out.name, index) for out in operation.outputs if out.name not in last)
+    keep = set(outputs)
+    steps = []
+    for index, (operation, compute, arguments) in enumerate(built):
+        exact = operation.type in EXACT and all(isinstance(a, str) and a in halves for a in arguments)
+        rounds = tuple(out.kind == "FLOAT16" and not exact for out in operation.outputs)
+        halves.update(out.name for out in operation.outputs if out.kind == "FLOAT16")
+        names = {a for a in arguments if isinstance(a, str)} | {out.name for out in operation.outputs}
+        release = tuple(sorted(name for name in names if last[name] == index and name not in keep))
+        steps.append(_Step(operation, compute, tuple(arguments), operation.outputs, rounds, release))
+    return tuple(steps)
+
+
+def _array_type(feature: Any) -> Any:
+    kind = feature.type.WhichOneof("Type")
+    if kind != "multiArrayType":
+        raise ArtifactError(
+            f"{feature.name!r} is of kind {kind}, and only arrays are executed",
+            hint="convert the model with array inputs and outputs, not as a classifier or with image inputs",
+        )
+    return feature.type.multiArrayType
+
+
+def _element_type(array: Any, name: str) -> np.dtype[Any]:
+    kinds = {65552: np.float16, 65568: np.float32, 65600: np.float64, 131104: np.int32}
+    if array.dataType not in kinds:
+        raise ArtifactError(f"{name!r} has elements of an unknown type {array.dataType}", hint=_REMEDY)
+    return np.dtype(kinds[array.dataType])
+
+
+def _bounds(feature: Any) -> _Bounds:
+    """Return the sizes that an input accepts: fixed, a range, or what the enumerated shapes span."""
+    array = _array_type(feature)
+    kind = array.WhichOneof("ShapeFlexibility")
+    if kind == "shapeRange":
+        ranges = array.shapeRange.sizeRanges
+        lower = tuple(int(r.lowerBound) for r in ranges)
+        upper = tuple(math.inf if r.upperBound < 0 else int(r.upperBound) for r in ranges)
+    elif kind == "enumeratedShapes":
+        shapes = [tuple(int(d) for d in s.shape) for s in array.enumeratedShapes.shapes]
+        if len({len(s) for s in shapes}) != 1:
+            raise ArtifactError(f"input {feature.name!r} has shapes of several ranks", hint=_REMEDY)
+        lower = tuple(min(sizes) for sizes in zip(*shapes, strict=True))
+        upper = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    else:
+        lower = tuple(int(d) for d in array.shape)
+        upper = lower
+    room(lower, f"input {feature.name!r}")
+    return _Bounds(lower, upper)
+
+
+def _text(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if d is None else str(d) for d in shape) + "]"
+
+
+@contextmanager
+def _thread_count(threads: int) -> Iterator[None]:
+    """Let torch use that many threads; the number is the process's, so it is set back."""
+    before = torch.get_num_threads()
+    if before != threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if before != threads:
+            torch.set_num_threads(before)
