@@ -61,7 +61,7 @@ class Comparison:
         peak: max |reference|.
         max_abs: max |Δ|.
         mean_abs: mean |Δ|.
-        max_rel: max |Δ| as a fraction of ``peak``: 0 when equal, infinite when the reference alone is all zero.
+        max_rel: max |Δ| as a fraction of ``peak``: 0 when equal, infinite when only the reference is zero.
         rmse: Root of the mean of Δ².
         sqnr: 10 log10 of Σ reference² over Σ Δ², in dB; infinite when equal.
         cosine: Of the angle between the two as vectors.

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from shufflectl.deploy.parity.figures import figure, round_down, round_up
 from shufflectl.deploy.parity.limits import LIMITS, Limits, default_limits
 from shufflectl.deploy.parity.metrics import Accumulator, Comparison, Top1, compare

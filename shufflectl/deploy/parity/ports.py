@@ -1,0 +1,174 @@
+"""Logical arrays (NCHW, fp32, the captured graph's names) in and out of a file's own tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shufflectl.converters.trace import TensorView
+from shufflectl.deploy.runtimes.base import Arrays, Session, TensorSpec
+from shufflectl.errors import ArtifactError, DataError
+
+__all__ = ["NHWC", "Ports", "nhwc_shape"]
+
+NHWC: Final = (0, 2, 3, 1)
+"""The axes of an NHWC tensor as axes of the logical NCHW tensor."""
+
+
+def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return an NCHW shape as NHWC."""
+    return tuple(shape[axis] for axis in NHWC)
+
+
+class Ports:
+    """The inputs and outputs of one session, as the captured graph has them.
+
+    A file that carries a trace is addressed through it. Any other file is matched by position; whether an
+    image input is NCHW or NHWC is read from the file's shape.
+
+    Args:
+        session: The loaded file.
+        file: What messages call it.
+        inputs: Names of the graph's inputs in the graph's order; the file's order where not given.
+        outputs: Names of the graph's outputs, likewise.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        file: str,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        self.session = session
+        self.file = file
+        self.inputs = self._match(session.inputs, inputs, "input")
+        self.outputs = self._match(session.outputs, outputs, "output")
+        for _, spec, _ in self.inputs:
+            if not np.issubdtype(spec.dtype, np.floating):
+                raise ArtifactError(
+                    f"{file} takes {spec.dtype} at its input {spec.name!r}, not floating point",
+                    hint="compare files that take floating-point images",
+                )
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the file carries no trace, so that its layouts are read from shapes."""
+        return not self.session.trace
+
+    @property
+    def batch(self) -> int | None:
+        """The number of images that the file takes at once; None where it takes any number."""
+        _, spec, view = self.inputs[0]
+        axis = 0 if view is None or view.axes is None else view.axes.index(0)
+        return spec.shape[axis] if spec.shape else None
+
+    def run(self, images: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> tuple[Arrays, Arrays]:
+        """Execute the file once on logical arrays.
+
+        Args:
+            images: By logical name; NCHW.
+            taps: Names of inner tensors in the file.
+
+        Returns:
+            The outputs by logical name (of rank 4 as NCHW where the file carries a trace), and the taps as
+            the file gives them, by their names in the file.
+
+        Raises:
+            ArtifactError: The file's layout cannot be told from its shape, or its trace does not fit it.
+            DataError: An input is missing or does not fit.
+        """
+        feeds = {}
+        for name, spec, view in self.inputs:
+            if name not in images:
+                raise DataError(f"no input is given for {name!r} of {self.file}")
+            logical = images[name]
+            held = view or self._guess(spec, logical.shape)
+            with np.errstate(over="ignore"):  # an fp16 input may overflow: that shows in the outputs
+                feeds[spec.name] = self.view_to_file(held, logical).astype(spec.dtype, copy=False)
+        results = self.session.run(feeds, taps)
+        outputs = {}
+        for name, spec, view in self.outputs:
+            array = results[spec.name]
+            outputs[name] = array if view is None else self.to_logical(name, view, array)
+        return outputs, {tap: results[tap] for tap in taps}
+
+    def view_to_file(self, view: TensorView, logical: NDArray[Any]) -> NDArray[Any]:
+        """Return a logical array as the file holds it; a view that does not fit it is an `ArtifactError`."""
+        try:
+            return view.to_file(logical)
+        except (ValueError, IndexError) as error:
+            raise self._misfit(view.name, view, logical.shape) from error
+
+    def to_logical(self, name: str, view: TensorView, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the file's array as the graph has it; a view that does not fit it is an `ArtifactError`."""
+        try:
+            return view.to_logical(array)
+        except (ValueError, IndexError) as error:
+            raise self._misfit(name, view, array.shape) from error
+
+    def _misfit(self, name: str, view: TensorView, shape: tuple[int, ...]) -> ArtifactError:
+        return ArtifactError(
+            f"the trace in {self.file} does not fit its tensor {name!r}: "
+            f"axes {view.axes} for shape {list(shape)}",
+            hint="the file was changed after its export: export it again",
+        )
+
+    def _match(
+        self, specs: Sequence[TensorSpec], names: Sequence[str] | None, kind: str
+    ) -> list[tuple[str, TensorSpec, TensorView | None]]:
+        trace = self.session.trace
+        if not trace:
+            if names is not None and len(names) != len(specs):
+                raise ArtifactError(
+                    f"{self.file} has {len(specs)} {kind}s where the model has {len(names)}",
+                    hint="compare files of the same model",
+                )
+            known = names if names is not None else [spec.name for spec in specs]
+            return [(name, spec, None) for name, spec in zip(known, specs, strict=True)]
+        by_file = {spec.name: spec for spec in specs}
+        if names is None:
+            logical: dict[str, str] = {}
+            for name, view in trace.items():
+                logical.setdefault(view.name, name)
+            missing = [spec.name for spec in specs if spec.name not in logical]
+            if missing:
+                raise self._untraced(kind, missing[0])
+            names = [logical[spec.name] for spec in specs]
+        matched: list[tuple[str, TensorSpec, TensorView | None]] = []
+        for name in names:
+            if name not in trace or trace[name].name not in by_file:
+                raise self._untraced(kind, name)
+            matched.append((name, by_file[trace[name].name], trace[name]))
+        return matched
+
+    def _untraced(self, kind: str, name: str) -> ArtifactError:
+        return ArtifactError(
+            f"the trace in {self.file} does not say where its {kind} {name!r} is",
+            hint="the file was changed after its export: export it again",
+        )
+
+    def _guess(self, spec: TensorSpec, shape: tuple[int, ...]) -> TensorView:
+        """Return the view of a foreign file's input, from its shape alone."""
+        straight = _fits(spec.shape, shape)
+        turned = len(shape) == 4 and _fits(spec.shape, nhwc_shape(shape))
+        if straight and turned:
+            raise ArtifactError(
+                f"the shape {list(spec.shape)} of input {spec.name!r} of {self.file} fits both NCHW and NHWC",
+                hint="use a file that shufflectl exported, or one whose shape tells its layout",
+            )
+        if not straight and not turned:
+            raise DataError(
+                f"input {spec.name!r} of {self.file} has shape {list(spec.shape)}, "
+                f"which fits no layout of {list(shape)} (NCHW)",
+                hint="check the model's input size",
+            )
+        return TensorView(spec.name, NHWC if turned else None)
+
+
+def _fits(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Say whether a declared shape admits a shape in all axes but the batch."""
+    return len(declared) == len(shape) and all(
+        want is None or want == have for want, have in zip(declared[1:], shape[1:], strict=True)
+    )
