@@ -1,7 +1,12 @@
 """Small networks that are captured in a second, with torchvision's module names."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
+
+from shufflectl.converters.capture import capture
+from shufflectl.converters.graph import Graph
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -86,7 +91,7 @@ class ShuffleNetV2(nn.Module):
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a module well-conditioned weights and batch-norm statistics that are not the identity; eval mode."""
+    """Give a module well-conditioned weights and batch norms that are not the identity; eval mode."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
@@ -101,13 +106,13 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
                 part.weight.copy_(torch.randn(part.weight.shape, generator=generator) * std)
                 if part.bias is not None:
                     part.bias.copy_(uniform(part.bias, -0.2, 0.2))
-            elif isinstance(part, nn.BatchNorm2d):
-                assert part.running_mean is not None
-                assert part.running_var is not None
-                part.weight.copy_(uniform(part.weight, 0.7, 1.3))
-                part.bias.copy_(uniform(part.bias, -0.2, 0.2))
-                part.running_mean.copy_(uniform(part.running_mean, -0.2, 0.2))
-                part.running_var.copy_(uniform(part.running_var, 0.7, 1.3))
+            elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                if part.affine:
+                    part.weight.copy_(uniform(part.weight, 0.7, 1.3))
+                    part.bias.copy_(uniform(part.bias, -0.2, 0.2))
+                if part.running_mean is not None and part.running_var is not None:
+                    part.running_mean.copy_(uniform(part.running_mean, -0.2, 0.2))
+                    part.running_var.copy_(uniform(part.running_var, 0.7, 1.3))
     return module.eval()
 
 
@@ -119,6 +124,12 @@ def tiny_v2(seed: int = 0, num_classes: int = 10) -> nn.Module:
 def example(size: int = 32, batch: int = 1, seed: int = 0) -> Tensor:
     """Return a random image batch ``[batch, 3, size, size]``, float32."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def tiny_graph(*, dynamic_batch: bool = False) -> Graph:
+    """Return `tiny_v2` captured at 32x32, once a process; change a clone of it only."""
+    return capture(tiny_v2(), (example(),), name="tiny", dynamic_batch=dynamic_batch)
 
 
 def shufflenet_v2_x1_0(seed: int = 0) -> nn.Module:

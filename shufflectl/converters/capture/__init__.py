@@ -67,7 +67,7 @@ def capture(
         from shufflectl.converters.capture.batchnorm import fold_module
         from shufflectl.converters.capture.exporter import to_onnx
         from shufflectl.converters.capture.names import apply_names, scopes
-        from shufflectl.converters.capture.simplify import simplify
+        from shufflectl.converters.capture.simplify import check, simplify
 
         _check(module, example_inputs, input_names, dynamic_batch=dynamic_batch)
         folded = fold_module(module)
@@ -81,6 +81,7 @@ def capture(
         known = scopes(model)
         model = simplify(model)
         apply_names(model, known, folded)
+        check(model)
     model.graph.name = name
     model.producer_name = "shufflectl"
     model.producer_version = shufflectl.__version__

@@ -217,8 +217,9 @@ def fold_graph(model: ir.Model) -> bool:
             a = _initializer(graph, f"{y.name}.scale", scale.astype(dtype).reshape(column))
             b = _initializer(graph, f"{y.name}.shift", shift.astype(dtype).reshape(column))
             multiply = ir.Node("", "Mul", [x, a], num_outputs=1)
-            multiply.outputs[0].shape, multiply.outputs[0].type = y.shape, y.type
-            new = [multiply, ir.Node("", "Add", [multiply.outputs[0], b], num_outputs=1)]
+            product = multiply.outputs[0]
+            product.name, product.shape, product.type = f"{y.name}.mul", y.shape, y.type
+            new = [multiply, ir.Node("", "Add", [product, b], num_outputs=1)]
         result = new[-1].outputs[0]
         result.shape, result.type = y.shape, y.type
         for part in new:

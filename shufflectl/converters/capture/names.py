@@ -1,62 +1,72 @@
 """Names that point back to the module: what the exporter knows, made readable, unique and stable.
 
-The exporter names tensors after its own trace (``getitem_12``) and keeps the module path of each in metadata.
-The rules here, in order:
+The exporter names tensors after its own trace (``getitem_12``) and keeps the module path of each in
+metadata. The rules here, in order:
 
 1. Graph inputs and outputs keep the names that the caller gave.
-2. The tensor that leaves a module without children is named by that module's path: ``stage2.0.branch2.2``.
-So a
-   tensor with a module's name is what a forward hook on that module sees.
+2. The only tensor that leaves a module without children is named by that module's path:
+   ``stage2.0.branch2.2``. So a tensor with a module's name is what a forward hook on that module sees. A
+   module that is called more than once has more than one such tensor, so none of them gets its name.
 3. Any other tensor is named by the path of the module that made it and the operator: ``stage2.0.concat``.
 4. A result of an operator with several is numbered: ``stage2.1.split.0``.
 5. A name that is taken gets ``_1``, ``_2``, in graph order.
 6. What no metadata accounts for belongs to the innermost module that holds all its consumers.
 
-Weights of a folded convolution are named after its result (``conv1.1.weight``); others keep their
-parameter's name.
+Parameters keep the names that they have in the module; other constants are named by their first consumer
+and their role there: ``stage2.0.reshape.shape``. A node has the name of its first result.
 """
 
 import ast
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 from torch import nn
 
-__all__ = ["Scope", "apply_names", "scopes"]
+__all__ = ["apply_names", "scopes"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_CALL = re.compile(r"@\d+")  # torch.export marks the second call of a shared module "path@1"
+_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
+"""What torch.fx writes for the path of a node that a pass made, such as arithmetic on a symbolic size."""
+
+_ROLES = {
+    "Conv": {1: "weight", 2: "bias"},
+    "ConvTranspose": {1: "weight", 2: "bias"},
+    "Gemm": {1: "weight", 2: "bias"},
+    "MatMul": {1: "weight"},
+    "Mul": {0: "scale", 1: "scale"},
+    "Add": {0: "shift", 1: "shift"},
+    "Reshape": {1: "shape"},
+    "Expand": {1: "shape"},
+    "Resize": {1: "roi", 2: "scales", 3: "sizes"},
+    "Slice": {1: "starts", 2: "ends", 3: "axes", 4: "steps"},
+    "Gather": {1: "indices"},
+    "Split": {1: "sizes"},
+    "Pad": {1: "pads", 2: "value", 3: "axes"},
+    "Clip": {1: "min", 2: "max"},
+    "ReduceMean": {1: "axes"},
+    "ReduceSum": {1: "axes"},
+    "ReduceMax": {1: "axes"},
+    "Squeeze": {1: "axes"},
+    "Unsqueeze": {1: "axes"},
+}
+"""What operators call their constant inputs, by position."""
 
 
-@dataclass(frozen=True)
-class Scope:
-    """Where a tensor was made.
+def scopes(model: ir.Model) -> dict[str, str]:
+    """Return the path of the module that made each tensor of a graph fresh from the exporter.
 
-    Attributes:
-        path: The module's path; empty for the model itself.
-        call: The same with torch.export's mark for the second and later calls of a shared module.
+    The keys are the exporter's names, which hold no dot.
     """
-
-    path: str
-    call: str
-
-
-def scopes(model: ir.Model) -> dict[str, Scope]:
-    """Return where each tensor of a graph fresh from the exporter was made, by the exporter's tensor name."""
     found = {}
     for node in model.graph:
         text = node.metadata_props.get(_SCOPES)
         if not text:
             continue
         names = ast.literal_eval(text)
-        # The last entry is the traced operation itself, the first the model.
-        call = names[-2] if len(names) > 1 else ""
-        scope = Scope(_CALL.sub("", call), call)
-        for value in node.outputs:
-            if value.name:
-                found[value.name] = scope
+        # The first entry is the model, the last the traced operation itself.
+        path = str(names[-2]) if len(names) > 1 else ""
+        if path != _NOWHERE:
+            found.update({value.name: path for value in node.outputs if value.name})
     return found
 
 
@@ -71,43 +81,53 @@ def _common(paths: Sequence[str]) -> str:
     return ".".join(common)
 
 
-def _complete(graph: ir.Graph, known: Mapping[str, Scope], leaves: set[str]) -> dict[str, Scope]:
-    """Return a scope for every tensor that a node makes (rule 6)."""
-    complete: dict[str, Scope] = {}
+def _complete(graph: ir.Graph, known: Mapping[str, str], leaves: set[str]) -> dict[str, str]:
+    """Return a module path for every tensor that a node makes (rule 6)."""
+    complete: dict[str, str] = {}
     for node in reversed(graph):
         users = [use.node for value in node.outputs for use in value.uses()]
-        paths = [complete[str(user.outputs[0].name)].path for user in users]
-        path = _common(paths) if paths else ""
+        path = _common([complete[str(user.outputs[0].name)] for user in users])
         if path in leaves:
             path = path.rpartition(".")[0]
-        inferred = Scope(path, path)
         for value in node.outputs:
-            complete[str(value.name)] = known.get(str(value.name), inferred)
+            name = str(value.name)
+            # A pass that splits the work of tensor x names the new tensor "x.something".
+            complete[name] = known.get(name.partition(".")[0], path)
     return complete
 
 
-def _exits(graph: ir.Graph, scope: Mapping[str, Scope], leaves: set[str]) -> set[str]:
-    """Return the tensors that are the only one to leave a call of a module without children (rule 2)."""
+def _exits(graph: ir.Graph, scope: Mapping[str, str], leaves: set[str]) -> set[str]:
+    """Return the tensors that are the only one to leave a module without children (rule 2)."""
     leaving: dict[str, list[str]] = {}
     for node in graph:
         for value in node.outputs:
             made = scope[str(value.name)]
-            if made.path not in leaves:
+            if made not in leaves:
                 continue
-            outside = any(scope[str(use.node.outputs[0].name)].call != made.call for use in value.uses())
+            outside = any(scope[str(use.node.outputs[0].name)] != made for use in value.uses())
             if outside or value.is_graph_output():
-                leaving.setdefault(made.call, []).append(str(value.name))
+                leaving.setdefault(made, []).append(str(value.name))
     return {names[0] for names in leaving.values() if len(names) == 1}
 
 
-def _suffix(value: ir.Value) -> str:
+def _operator(value: ir.Value) -> str:
     node = value.producer()
     assert node is not None  # noqa: S101 - only called for results of nodes
     operator = node.op_type.lower()
     return operator if len(node.outputs) == 1 else f"{operator}.{value.index()}"
 
 
-def apply_names(model: ir.Model, known: Mapping[str, Scope], module: nn.Module) -> None:
+def _constant_name(value: ir.Value, parameters: set[str], names: Mapping[ir.Value, str]) -> str:
+    """Return a parameter's own name, or the first consumer's and the role there."""
+    own, uses = str(value.name), list(value.uses())
+    if own in parameters or not uses:
+        return own
+    node, index = uses[0].node, uses[0].idx
+    consumer = names.get(node.outputs[0], str(node.outputs[0].name))
+    return f"{consumer}.{_ROLES.get(node.op_type, {}).get(index, f'input{index}')}"
+
+
+def apply_names(model: ir.Model, known: Mapping[str, str], module: nn.Module) -> None:
     """Rename every tensor and node of the graph, in place.
 
     Args:
@@ -116,11 +136,10 @@ def apply_names(model: ir.Model, known: Mapping[str, Scope], module: nn.Module) 
         module: The captured module.
     """
     graph = model.graph
-    leaves = {
-        name
-        for name, part in module.named_modules(remove_duplicate=False)
-        if name and not any(part.children())
-    }
+    modules = dict(module.named_modules(remove_duplicate=False))
+    leaves = {path for path, part in modules.items() if path and not any(part.children())}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    parameters |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
     scope = _complete(graph, known, leaves)
     exits = _exits(graph, scope, leaves)
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
@@ -136,15 +155,15 @@ def apply_names(model: ir.Model, known: Mapping[str, Scope], module: nn.Module) 
     names: dict[ir.Value, str] = {}
     for node in graph:
         for value in node.outputs:
-            if value.is_graph_output():
+            if value.is_graph_output() or not value.name:
                 continue
-            made = scope[str(value.name)]
-            if str(value.name) in exits:
-                names[value] = unique(made.path)
+            path = scope[value.name]
+            if value.name in exits:
+                names[value] = unique(path)
             else:
-                names[value] = unique(f"{made.path}.{_suffix(value)}" if made.path else _suffix(value))
+                names[value] = unique(f"{path}.{_operator(value)}" if path else _operator(value))
     for value in list(graph.initializers.values()):
-        names[value] = unique(_weight_name(value, names))
+        names[value] = unique(_constant_name(value, parameters, names))
     # In two steps, because a new name may be another tensor's old one.
     for index, value in enumerate(names):
         value.name = f"\0{index}"
@@ -154,29 +173,3 @@ def apply_names(model: ir.Model, known: Mapping[str, Scope], module: nn.Module) 
             value.const_value.name = name
     for node in graph:
         node.name = str(node.outputs[0].name)
-
-
-_ROLES = {
-    "Conv": {1: "weight", 2: "bias"},
-    "Gemm": {1: "weight", 2: "bias"},
-    "Reshape": {1: "shape"},
-    "Expand": {1: "shape"},
-    "ReduceMean": {1: "axes"},
-    "Resize": {2: "scales", 3: "sizes"},
-    "Slice": {1: "starts", 2: "ends", 3: "axes", 4: "steps"},
-    "Gather": {1: "indices"},
-    "Split": {1: "split"},
-    "Pad": {1: "pads", 2: "value", 3: "axes"},
-    "Clip": {1: "min", 2: "max"},
-}
-
-
-def _weight_name(value: ir.Value, names: Mapping[ir.Value, str]) -> str:
-    """Return an initialiser's name: a parameter's path, or its only consumer's name and its role there."""
-    uses = list(value.uses())
-    own = str(value.name)
-    if "." in own or not uses:
-        return own
-    node, index = uses[0].node, uses[0].idx
-    base = names.get(node.outputs[0], str(node.outputs[0].name))
-    return f"{base}.{_ROLES.get(node.op_type, {}).get(index, f'input{index}')}"

@@ -10,7 +10,7 @@ from shufflectl.converters.capture.batch import check_batch_free, make_batch_fre
 from shufflectl.converters.capture.batchnorm import fold_graph
 from shufflectl.errors import GraphError
 
-__all__ = ["simplify"]
+__all__ = ["check", "simplify"]
 
 
 def _plain_reshapes(model: ir.Model) -> None:
@@ -20,22 +20,6 @@ def _plain_reshapes(model: ir.Model) -> None:
             shape = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
             if shape is not None and 0 not in shape.numpy():
                 node.attributes.pop("allowzero")
-
-
-def _check_shapes(model: ir.Model) -> None:
-    """Refuse a graph in which a tensor's type or shape is unknown."""
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.name:
-                continue  # an optional result that the node does not give
-            unknown = value.shape is None or any(
-                isinstance(d, ir.SymbolicDim) and d.value is None for d in value.shape
-            )
-            if unknown or value.dtype is None:
-                raise GraphError(
-                    f"the shape of tensor {value.name!r} (operator {node.op_type}) cannot be inferred",
-                    hint="targets for phones need static shapes: take data-dependent sizes out of the model",
-                )
 
 
 def _passes(model: ir.Model) -> onnx.ModelProto:
@@ -60,7 +44,7 @@ def simplify(model: ir.Model) -> ir.Model:
     """Return the simplified model; the one given is used up.
 
     Raises:
-        GraphError: A pass failed, a shape is unknown, or the graph computes with a symbolic batch.
+        GraphError: A pass failed.
     """
     try:
         proto = _passes(model)
@@ -71,6 +55,32 @@ def simplify(model: ir.Model) -> ir.Model:
         ) from error
     result = ir.from_proto(proto)
     common.RemoveUnusedNodesPass()(result)
-    check_batch_free(result)
-    _check_shapes(result)
     return result
+
+
+def check(model: ir.Model) -> None:
+    """Refuse a named graph that the rest of the package cannot work on.
+
+    Raises:
+        GraphError: An output is not computed from an input, a shape is unknown, or the graph computes with a
+            symbolic batch.
+    """
+    for value in model.graph.outputs:
+        if value.producer() is None:
+            raise GraphError(
+                f"output {value.name!r} of the model is not computed from its input",
+                hint="the forward pass returns its input or a constant: there is nothing to deploy",
+            )
+    check_batch_free(model)
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.name:
+                continue  # an optional result that the node does not give
+            unknown = value.shape is None or any(
+                isinstance(d, ir.SymbolicDim) and d.value is None for d in value.shape
+            )
+            if unknown or value.dtype is None:
+                raise GraphError(
+                    f"the shape of tensor {value.name!r} (operator {node.op_type}) cannot be inferred",
+                    hint="targets for phones need static shapes: take data-dependent sizes out of the model",
+                )
