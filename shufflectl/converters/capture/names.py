@@ -127,6 +127,17 @@ def _constant_name(value: ir.Value, parameters: set[str], names: Mapping[ir.Valu
     return f"{consumer}.{_ROLES.get(node.op_type, {}).get(index, f'input{index}')}"
 
 
+def _order_constants(graph: ir.Graph) -> None:
+    """Put the initialisers in the order of their first use, whatever passes made them."""
+    constants = dict(graph.initializers)
+    used = dict.fromkeys(
+        str(v.name) for node in graph for v in node.inputs if v is not None and v.name in constants
+    )
+    graph.initializers.clear()
+    for name in (*used, *(name for name in constants if name not in used)):
+        graph.register_initializer(constants[name])
+
+
 def apply_names(model: ir.Model, known: Mapping[str, str], module: nn.Module) -> None:
     """Rename every tensor and node of the graph, in place.
 
@@ -152,6 +163,7 @@ def apply_names(model: ir.Model, known: Mapping[str, str], module: nn.Module) ->
         taken.add(candidate)
         return candidate
 
+    _order_constants(graph)
     names: dict[ir.Value, str] = {}
     for node in graph:
         for value in node.outputs:

@@ -1,5 +1,8 @@
 """From the exporter's graph to the one that is worked on: folded, simplified, with every shape known."""
 
+import re
+from typing import Final
+
 import onnx
 import onnx_ir as ir
 import onnxsim
@@ -8,9 +11,12 @@ from onnxscript import optimizer
 
 from shufflectl.converters.capture.batch import check_batch_free, make_batch_free
 from shufflectl.converters.capture.batchnorm import fold_graph
+from shufflectl.converters.capture.exporter import BATCH
 from shufflectl.errors import GraphError
 
 __all__ = ["check", "simplify"]
+
+_SYMBOL: Final = re.compile(r"[A-Za-z_]\w*")
 
 
 def _plain_reshapes(model: ir.Model) -> None:
@@ -58,6 +64,14 @@ def simplify(model: ir.Model) -> ir.Model:
     return result
 
 
+def _known(value: ir.Value) -> bool:
+    """Whether type and shape are known, but for arithmetic on the batch."""
+    if value.dtype is None or value.shape is None:
+        return False
+    symbols = (d.value for d in value.shape if isinstance(d, ir.SymbolicDim))
+    return all(text is not None and {BATCH} == set(_SYMBOL.findall(text)) for text in symbols)
+
+
 def check(model: ir.Model) -> None:
     """Refuse a named graph that the rest of the package cannot work on.
 
@@ -74,13 +88,9 @@ def check(model: ir.Model) -> None:
     check_batch_free(model)
     for node in model.graph:
         for value in node.outputs:
-            if not value.name:
-                continue  # an optional result that the node does not give
-            unknown = value.shape is None or any(
-                isinstance(d, ir.SymbolicDim) and d.value is None for d in value.shape
-            )
-            if unknown or value.dtype is None:
+            # An optional result that the node does not give has no name.
+            if value.name and not _known(value):
                 raise GraphError(
-                    f"the shape of tensor {value.name!r} (operator {node.op_type}) cannot be inferred",
+                    f"the shape of tensor {value.name!r} (operator {node.op_type}) depends on the data",
                     hint="targets for phones need static shapes: take data-dependent sizes out of the model",
                 )
