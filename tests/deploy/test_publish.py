@@ -282,6 +282,7 @@ def run_child(body: str, *args: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
 
 
