@@ -99,6 +99,7 @@ def test_nothing_in_the_graph_tells_where_it_was_made() -> None:
     data = tiny_graph().to_bytes()
     assert os.fsencode(os.path.dirname(torch.__file__)) not in data  # noqa: PTH120 - bytes of a path, no file access
     assert b"stack_trace" not in data
+    assert b"onnxsim" not in data
     assert b".py" not in data
 
 

@@ -59,6 +59,7 @@ def simplify(model: ir.Model) -> ir.Model:
             f"simplifying the captured graph failed: {type(error).__name__}: {error}",
             hint="please report it with the model",
         ) from error
+    del proto.metadata_props[:]  # onnxsim's account of its own work
     result = ir.from_proto(proto)
     common.RemoveUnusedNodesPass()(result)
     return result
