@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
 from shufflectl.models import shufflenet_v1, shufflenet_v2
 from shufflectl.models.data import digits_test, resize, scans_to_rgb
 from shufflectl.models.preprocess import DIGITS
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
 
 FOLDER = Path(__file__).parents[1] / "shufflectl" / "models" / "weights"
 MODELS = ("shufflenet_v2_x0_5", "shufflenet_v1_g3_x0_5")

@@ -11,7 +11,7 @@ from torch import nn
 
 from shufflectl.errors import CheckpointError, UsageError
 from shufflectl.models import zoo
-from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, read
+from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, printable, read
 from shufflectl.models.checkpoints.fit import classifier, fit, skeleton
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 from shufflectl.models.random_weights import digest, random_state
@@ -137,12 +137,13 @@ def _bundled(row: Variant, word: str, num_classes: int | None) -> LoadedModel:
 
 def _from_file(row: Variant, file: WeightsFile, display: str, num_classes: int | None) -> LoadedModel:
     record = _record(file)
-    written_for = record.get("model", row.name)
     state = fit(row, file, num_classes)
+    written_for = record.get("model", row.name)
     if written_for != row.name:
+        found = printable(repr(written_for), 60)
         raise CheckpointError(
-            f"{file.path.name} says that it is of {written_for}, not of {row.name}",
-            hint=f"export {written_for}",
+            f"the header of {file.path.name} says that it is of {found}, not of {row.name}",
+            hint="pass that model's name",
         )
     module = skeleton(row, 1)
     classes = state[classifier(module)].shape[0]
@@ -218,6 +219,7 @@ def _labels(value: object, classes: int) -> tuple[str, ...]:
 
 def _bad_metadata(file: WeightsFile, why: str) -> CheckpointError:
     return CheckpointError(
-        f"the description in the header of {file.path.name} (key {METADATA_KEY!r}) cannot be used: {why}",
+        f"the description in the header of {file.path.name} (key {METADATA_KEY!r}) cannot be used: "
+        f"{printable(why)}",
         hint="correct it, or save the tensors again without it; see docs/checkpoints.md",
     )

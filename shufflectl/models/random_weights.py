@@ -44,12 +44,11 @@ def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """
     gains = _batch_norm_gains(module)
     state: dict[str, Tensor] = {}
-    for path, layer in module.named_modules():
-        for name, tensor in layer.state_dict(prefix=f"{path}.").items():
-            if name.rpartition(".")[0] != path:
-                continue  # an inner layer's, drawn with that layer
-            state[name] = torch.from_numpy(_draw(layer, gains.get(path), name, tuple(tensor.shape), seed))
-    return {name: state[name] for name in module.state_dict()}
+    for name, tensor in module.state_dict().items():
+        path = name.rpartition(".")[0]
+        values = _draw(module.get_submodule(path), gains.get(path), name, tuple(tensor.shape), seed)
+        state[name] = torch.from_numpy(values)
+    return state
 
 
 def digest(state: dict[str, Tensor]) -> str:

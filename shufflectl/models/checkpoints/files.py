@@ -24,7 +24,7 @@ from torch import Tensor
 
 from shufflectl.errors import CheckpointError
 
-__all__ = ["SUFFIXES", "WeightsFile", "read", "sha256"]
+__all__ = ["SUFFIXES", "WeightsFile", "printable", "read", "sha256"]
 
 SUFFIXES: Final = (".safetensors", ".pt", ".pth")
 
@@ -159,17 +159,17 @@ def _other_kind(start: bytes) -> str:
 def _pickled(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what ``torch.save`` wrote: a zip archive, or before torch 1.6 a sequence of pickles."""
     with path.open("rb") as stream:
-        start = stream.read(8)
+        start = stream.read(9)
+        if start[7:] == b"\x00{":  # a header's length, below 2**56, and its opening brace
+            raise CheckpointError(
+                f"{path.name} is a safetensors file, not one that torch.save wrote",
+                hint="give it the suffix .safetensors",
+            )
         if start.startswith(b"PK\x03\x04"):
             _inspect_archive(path, size)
         elif start.startswith(b"\x80"):
             stream.seek(0)
             _inspect_pickles(path, stream, 4)  # magic number, protocol version, system, contents
-        elif start[2:].lstrip().startswith(b'{"') or start[7:8] == b"\x00":
-            raise CheckpointError(
-                f"{path.name} is not a file that torch.save wrote; it looks like safetensors",
-                hint="give it the suffix .safetensors",
-            )
         else:
             raise _damaged(path, "it is not a file that torch.save wrote")
     try:
@@ -245,7 +245,7 @@ def _check_global(path: Path, name: str) -> None:
     storage = module in ("torch", "torch.cuda") and attribute.endswith("Storage")
     dtype = module == "torch" and isinstance(getattr(torch, attribute, None), torch.dtype)
     if not (storage or dtype or name in _SAFE_GLOBALS):
-        raise _refused(path, f"{module}.{attribute}")
+        raise _refused(path, printable(f"{module}.{attribute}"))
 
 
 def _refused(path: Path, what: str) -> CheckpointError:
@@ -262,7 +262,7 @@ def _unsupported(error: Exception) -> str:
     for marker in ("Unsupported global: GLOBAL ", "Unsupported class "):
         _, found, rest = text.partition(marker)
         if found:
-            return rest.split()[0]
+            return printable(rest.split()[0])
     return f"something that is not a tensor ({_first_line(error)})"
 
 
@@ -283,7 +283,7 @@ def _state_dict(path: Path, contents: object, size: int) -> dict[str, Tensor]:
     tensors = {
         key: value for key, value in contents.items() if isinstance(key, str) and isinstance(value, Tensor)
     }
-    others = [repr(key) for key in contents if key not in tensors]
+    others = [printable(repr(key), 60) for key in contents if key not in tensors]
     if others:
         raise CheckpointError(
             f"{path.name} is not a state dict: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''} "
@@ -293,11 +293,13 @@ def _state_dict(path: Path, contents: object, size: int) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise CheckpointError(
-                f"tensor {name!r} of {path.name} is sparse, quantised or without values",
+                f"tensor {printable(name)!r} of {path.name} is sparse, quantised or without values",
                 hint="save the float model's state_dict",
             )
         if tensor.numel() * tensor.element_size() > size:  # a few stored bytes, repeated by strides of 0
-            raise CheckpointError(f"tensor {name!r} of {path.name} claims to be larger than the file")
+            raise CheckpointError(
+                f"tensor {printable(name)!r} of {path.name} claims to be larger than the file"
+            )
     return tensors
 
 
@@ -308,6 +310,12 @@ def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(tensors)
 
 
+def printable(text: str, limit: int = 200) -> str:
+    """Return text from a file as it may be shown: one line, not too long, no control codes."""
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return printable(text.splitlines()[0]) if text else type(error).__name__

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shufflectl.errors import CheckpointError
-from shufflectl.models.checkpoints.files import WeightsFile
+from shufflectl.models.checkpoints.files import WeightsFile, printable
 from shufflectl.models.checkpoints.layouts import LAYOUTS, recognise
 from shufflectl.models.zoo import Variant, variants
 
@@ -125,8 +125,7 @@ def _foreign(variant: Variant, file: WeightsFile) -> CheckpointError:
     better = _better(variant, file)
     if better:
         return CheckpointError(f"{file.path.name} holds another network than {variant.name}", hint=better)
-    first = list(file.tensors)[:3]
-    holds = f"its first tensors are {', '.join(first)}" if first else "it holds no tensors"
+    holds = f"it holds {_some(list(file.tensors))}" if file.tensors else "it holds no tensors"
     return CheckpointError(
         f"{file.path.name} has none of the layouts known for {variant.name}: {holds}",
         hint=f"layouts: {', '.join(layout.name for layout in LAYOUTS)}; rename the tensors to one of them",
@@ -158,7 +157,7 @@ def _fitting(file: WeightsFile) -> Iterator[str]:
 
 def _some(names: list[str]) -> str:
     """Return the first names of a list, quoted, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:3])
+    shown = ", ".join(repr(printable(name, 80)) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
