@@ -1,7 +1,7 @@
-"""Reads a Core ML package that holds an ML program. Weights are never loaded: their shapes say what is needed.
+"""Reads a Core ML package that holds an ML program. Weights are never loaded: shapes say what is needed.
 
-The format is ``MIL.proto`` of coremltools; operators, their parameters and the shapes of kernels are those of its
-MIL reference. A free first dimension of an input counts as one image, in every tensor where it comes first.
+The format is ``MIL.proto`` of coremltools; operators, their parameters and the shapes of kernels are those of
+its MIL reference. A free first dimension of an input counts as one image, wherever it comes first.
 """
 
 import math

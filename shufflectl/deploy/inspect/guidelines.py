@@ -28,6 +28,8 @@ __all__ = ["findings", "grouped_mac", "pointwise_bound", "pointwise_mac"]
 
 # Ratios up to this count as "at the bound": the rounding of channel counts alone costs as much.
 _NEAR = 1.02
+# Operators visited while blocks are looked for; a network of ten thousand operators takes some ten thousand.
+_MOST_STEPS = 5_000_000
 
 
 def findings(operations: Sequence[Operation], operators: Sequence[OperatorSummary]) -> tuple[Finding, ...]:
@@ -147,6 +149,8 @@ class _Block:
 def _fragmentation(operations: Sequence[Operation]) -> Finding:
     title = "fragmentation reduces parallelism"
     blocks = _blocks(operations)
+    if blocks is None:
+        return Finding("G3", title, None, "operators a block", {}, "the graph has too many paths to count")
     if not blocks:
         return Finding(
             "G3",
@@ -173,19 +177,27 @@ def _fragmentation(operations: Sequence[Operation]) -> Finding:
     return Finding("G3", title, mean, "operators a block", details, text)
 
 
-def _blocks(operations: Sequence[Operation]) -> list[_Block]:
-    """Return the building blocks that compute something: between a merge and the merges before it."""
+def _blocks(operations: Sequence[Operation]) -> list[_Block] | None:
+    """Return the building blocks that compute something: between a merge and the merges before it.
+
+    None for a graph that is too tangled to walk through.
+    """
     made = {value.name: index for index, op in enumerate(operations) for value in op.outputs}
-    merges = {index for index, op in enumerate(operations) if _merges(op)}
-    claimed: set[int] = set()
+    # An operator that two merges can be reached from belongs to the block of the first.
+    closed = {index for index, op in enumerate(operations) if _merges(op)}
     blocks = []
-    for end in sorted(merges):
-        stop = merges | claimed
-        branches = [_reachable(name, end, operations, made, stop) for name in _read(operations[end])]
+    steps = 0
+    for end in sorted(closed):
+        branches = []
+        for name in _read(operations[end]):
+            branches.append(_reachable(name, end, operations, made, closed))
+            steps += len(branches[-1])
+            if steps > _MOST_STEPS:
+                return None
+        together = set[int]().union(*branches)
+        closed |= together
         # What every branch passes through comes before the fork: a stem, the shuffle of the block before.
-        inside = set[int]().union(*branches) - set[int].intersection(*branches)
-        # An operator that two merges can be reached from belongs to the block of the first.
-        claimed |= inside
+        inside = together - set[int].intersection(*branches)
         count = sum(operations[index].role in ("convolution", "pooling") for index in inside)
         if count:
             blocks.append(_Block(operations[end].name, len(branches), count))
@@ -193,14 +205,14 @@ def _blocks(operations: Sequence[Operation]) -> list[_Block]:
 
 
 def _reachable(
-    name: str, end: int, operations: Sequence[Operation], made: Mapping[str, int], stop: AbstractSet[int]
+    name: str, end: int, operations: Sequence[Operation], made: Mapping[str, int], closed: AbstractSet[int]
 ) -> set[int]:
-    """Return the operators before ``end`` that a tensor is computed with, back to those in ``stop``."""
+    """Return the operators before ``end`` that a tensor is computed with, back to those in ``closed``."""
     found: set[int] = set()
     pending = {name}
     while pending:
         index = made.get(pending.pop(), end)
-        if index < end and index not in stop and index not in found:
+        if index < end and index not in closed and index not in found:
             found.add(index)
             pending |= _read(operations[index])
     return found

@@ -127,6 +127,8 @@ def read_onnx(path: Path) -> tuple[Program, int]:
         raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated", hint=_HINT) from error
     if not model.ir_version or not model.opset_import or not model.graph.output:
         raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated: it holds no graph", hint=_HINT)
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise ArtifactError(f"{path} is a damaged ONNX file: some of its names are not text", hint=_HINT)
     return read_model(model, "onnx"), len(data) + _external_bytes(model, path)
 
 
@@ -194,6 +196,24 @@ def _external_bytes(model: onnx.ModelProto, path: Path) -> int:
             )
         total += size
     return total
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Yield the strings that are read from a model; protobuf gives what is not UTF-8 as bytes."""
+    yield from (model.producer_name, model.producer_version)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    graph = model.graph
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield info.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for tensor in _tensors(graph):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -46,6 +46,9 @@ Role = Literal[
 ``unknown`` may do anything.
 """
 
+# No machine holds a tensor of more; what damaged files declare beyond that is treated as unknown.
+_MOST_ELEMENTS = 2**62
+
 _BITS = {
     "bool": 8,
     "int2": 2,
@@ -180,11 +183,11 @@ def elements(value: Value) -> int | None:
 
 
 def known_shape(value: Value | None) -> tuple[int, ...] | None:
-    """Return a tensor's shape, or None where it, or one of its dimensions, is unknown."""
+    """Return a tensor's shape, or None where it, or one of its dimensions, is unknown or absurd."""
     if value is None or value.shape is None:
         return None
     known = tuple(d for d in value.shape if d is not None)
-    return known if len(known) == len(value.shape) else None
+    return known if len(known) == len(value.shape) and math.prod(known) <= _MOST_ELEMENTS else None
 
 
 def is_scalar(value: Value) -> bool:
