@@ -98,14 +98,13 @@ def page(rows: list[dict[str, Any]], images: int) -> str:
         "# Parity of every model",
         "",
         "Made by `scripts/parity_table.py`: `shufflectl export MODEL --target all --precision fp32",
-        f"--precision fp16` for every model of the registry, compared with torch on {images} real and 8 random",
-        "images. The figures are those of the worse of the two kinds. Limits: [parity](parity.md).",
+        f"--precision fp16` for every model of the registry, compared with torch on {images} real and 8",
+        "random images. The figures are those of the worse of the two kinds. Limits: [parity](parity.md).",
         "",
         f"shufflectl {__version__}, {platform.system()} {platform.machine()},",
         f"Python {platform.python_version()}.",
         "",
-        "| model | weights | target | precision | bytes | operators | rank | max \\|Δ\\| | SQNR dB |"
-        " top-1 agreement | verdict |",
+        "| model | weights | target | precision | bytes | operators | rank | max \\|Δ\\| | SQNR dB | top-1 | |",
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:

@@ -339,8 +339,8 @@ def _parity(
         runtime_python=runtime_python,
         threads=threads,
         max_rel=max_rel,
-        min_sqnr=min_sqnr,
-        min_top1=min_top1,
+        sqnr=min_sqnr,
+        top1=min_top1,
         per_layer=per_layer,
     )
 

@@ -241,19 +241,14 @@ def _groups(paths: Sequence[Path], notify: Notify) -> list[_Group]:
 
 def _from_manifest(folder: Path) -> list[_Group]:
     manifest = Manifest.load(folder / MANIFEST)
-    groups = []
+    groups: dict[tuple[str, str, tuple[int | None, ...]], _Group] = {}
     for model in manifest.models:
-        group = _Group(model.info)
-        for row in manifest.artifacts_of(model):
-            path = folder / row.file
-            if not path.exists():
-                raise ArtifactError(
-                    f"{path} is in {folder / MANIFEST} but does not exist", hint="export the model again"
-                )
-            group.artifacts.append(Artifact(path, row.file, row.target, row.precision))
+        key = (model.name, model.info.weights_sha256, model.input_shape)
+        group = groups.setdefault(key, _Group(model.info))
+        for row in model.artifacts:
+            group.artifacts.append(Artifact(row.path_in(folder), row.file, row.target, row.precision))
             group.sha256[row.file] = row.sha256
-        groups.append(group)
-    return groups
+    return list(groups.values())
 
 
 def _from_files(paths: Sequence[Path], notify: Notify) -> list[_Group]:

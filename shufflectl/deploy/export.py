@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from shufflectl.converters.capture import capture
@@ -11,9 +12,10 @@ from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.images import gather
+from shufflectl.deploy.manifest import ArtifactRecord, Manifest, merge_into
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.publish import Staging
-from shufflectl.deploy.verify import Artifact, Notify, Reference, Verification, verify
+from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
 from shufflectl.models import LoadedModel, load
 
 __all__ = ["REFERENCE", "captured", "describe", "export"]
@@ -57,7 +59,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         notify("capturing the graph", 0, 0)
         graph = captured(model, size, request.batch)
         info = describe(model)
-        artifacts = []
+        artifacts: list[Artifact] = []
         for precision in request.precisions:
             for target in request.targets:
                 file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
@@ -75,7 +77,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         )
         if verification.passed or request.keep_failing:
             notify("publishing", 0, 0)
-            _publish(request, staging, graph, info, verification)
+            _publish(request, staging, graph, model, verification)
     return verification
 
 
@@ -121,3 +123,37 @@ def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:
         else TARGETS[name].emit
         for name in request.targets
     }
+
+
+def _publish(
+    request: ExportRequest,
+    staging: Staging,
+    graph: Graph,
+    model: LoadedModel,
+    verification: Verification,
+) -> None:
+    shape = Graph.shape(graph.inputs[0])
+    manifest = Manifest.build(
+        describe(model),
+        num_classes=model.num_classes,
+        input_name=graph.inputs[0].name or "",
+        input_shape=[d if isinstance(d, int) else None for d in shape],
+        artifacts=[_record(request, result) for result in verification.results],
+        report=verification.report,
+        options=request.parity.to_json(),
+    )
+    staging.publish(partial(merge_into, manifest=manifest))
+
+
+def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
+    rank = result.summary.largest_rank
+    return ArtifactRecord.measure(
+        result.artifact.path,
+        target=result.artifact.target,
+        precision=result.artifact.precision,
+        operators=len(result.summary.operators),
+        largest_rank=0 if rank is None else rank.rank,
+        file=result.artifact.file,
+        options=request.options_of(result.artifact.target),
+        runtime=result.runtime,
+    )

@@ -135,6 +135,15 @@ class ExportRequest:
         """Return the options for one precision."""
         return EmitOptions(precision, self.layout, self.half_io, self.minimum_deployment_target)
 
+    def options_of(self, target: str) -> dict[str, Any]:
+        """Return the options that shaped a target's files, as JSON values for the manifest."""
+        options: dict[str, Any] = {"layout": self.layout or TARGETS[target].default_layout}
+        if target == "onnx":
+            options["half_io"] = self.half_io
+        if target == "coreml":
+            options["minimum_deployment_target"] = self.minimum_deployment_target
+        return options
+
 
 def _words(
     given: Sequence[str], choices: tuple[str, ...], what: str, *, everything: str | None = None

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.trace import Trace
 
