@@ -46,7 +46,7 @@ class TensorView:
                 array = np.where((index >= 0)[tuple(where)], array, array.dtype.type(0))
         if self.axes is not None:
             array = array.transpose(self.axes)
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar an axis
 
     def to_logical(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the file's tensor as the captured graph has it."""
@@ -56,7 +56,7 @@ class TensorView:
             index = np.asarray(self.channels)
             held = np.flatnonzero(index >= 0)
             array = np.take(array, held[np.argsort(index[held])], axis=CHANNEL_AXIS)
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar an axis
 
 
 class Trace(Mapping[str, TensorView]):

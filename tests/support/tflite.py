@@ -1,22 +1,43 @@
 """Runs TFLite bytes in LiteRT, bare, and ONNX Runtime on the same graph."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
+from onnx import numpy_helper
+
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import TRACE_KEY, ModelInfo
 from shufflectl.converters.targets import EmitOptions
 from shufflectl.converters.tflite.emit import to_bytes
 from shufflectl.converters.trace import Trace
+from support.graphs import graph_from_text
 
 NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 INFO = ModelInfo("test")
+
+
+def graph_of(
+    body: str, weights: Mapping[str, NDArray[Any]] | None = None, shape: Sequence[int | str] = (1, 8, 10, 9)
+) -> Graph:
+    """Return the graph of one input ``x`` and one output ``y``, whose shape is inferred."""
+    sizes = ",".join(map(str, shape))
+    text = f'<ir_version: 10, opset_import: ["" : 20]>\ng (float[{sizes}] x) => (float y) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    for name, array in (weights or {}).items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    del model.graph.output[:]
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    (output,) = (v for v in inferred.graph.value_info if v.name == "y")
+    dims = ",".join(str(d.dim_value or d.dim_param) for d in output.type.tensor_type.shape.dim)
+    return graph_from_text(f"g (float[{sizes}] x) => (float[{dims}] y) {{ {body} }}", weights)
 
 
 def emit_bytes(graph: Graph, **options: Any) -> bytes:
@@ -134,6 +155,7 @@ __all__ = [
     "census",
     "compare",
     "emit_bytes",
+    "graph_of",
     "metadata",
     "model_of",
     "operators",

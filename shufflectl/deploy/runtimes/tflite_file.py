@@ -131,6 +131,9 @@ _SCHEMA: Final[dict[str, tuple[_Field, ...]]] = {
     ),
     "Options17": (("new_shape", "[4]"),),
     "Options30": (("squeeze_dims", "[4]"),),
+    "Options35": (("splits", "4"),),
+    "Options64": (("splits", "4"), ("axis", "4")),
+    "Options79": (("splits", "4"),),
     "Options111": (("container", "string"), ("shared", "string")),
     "Options115": (("boundaries", "[4]"),),
 }
@@ -150,6 +153,13 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
 }
 _HALF_BYTE: Final = (17, 20)  # INT4 and UINT4
 _CUSTOM: Final = 32
+_DEQUANTIZE: Final = 6
+_WEIGHTED: Final = {3: (4, 0), 4: (4, 3), 9: (2, 0)}
+"""CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED: the rank of the weights and their axis of output channels."""
+
+_OPTIONS: Final = {1: 5, 3: 1, 4: 2, 17: 5, 49: 35, 88: 64, 102: 79}
+"""Windows and splits by their tag of options, without which a runtime divides by zero or miscounts."""
+
 _CONTROL_FLOW: Final = {118: "IF", 119: "WHILE", 129: "CALL_ONCE"}
 
 
@@ -366,15 +376,51 @@ def _check_graph(model: Mapping[str, Any], graph: dict[str, Any]) -> None:
             if int(t) in ready:
                 raise _DamagedError(f"tensor {tensors[t].get('name', int(t))!r} is made twice")
         ready.update(int(t) for t in op.get("outputs", ()))
-        options = op.get("options", {})
-        if any(options.get(key, 0) < 1 for key in _AT_LEAST_ONE if key in _fields(op)) or any(
-            options.get(key, 1) < 1 for key in _DILATIONS
-        ):
-            raise _DamagedError("a window has a size, stride or dilation below one")
+        _check_operands(code, op, tensors)
+        _check_options(code, op)
     for t in graph.get("outputs", ()):
         _index(int(t), len(tensors), "output tensor")
         if int(t) not in ready:
             raise _DamagedError(f"output {tensors[t].get('name', int(t))!r} is never made")
+
+
+def _check_operands(code: int, op: Mapping[str, Any], tensors: list[dict[str, Any]]) -> None:
+    """Check the shapes of weights, which XNNPACK packs by the declared shapes before any kernel sees them."""
+    shapes = [
+        [int(d) for d in tensors[t].get("shape", ())] if t >= 0 else []
+        for t in (*op.get("inputs", ()), *op.get("outputs", ()))
+    ]
+    count = len(op.get("inputs", ()))
+    sources, results = shapes[:count], shapes[count:]
+    if code == _DEQUANTIZE:
+        sound = count == 1 and len(results) == 1 and sources == results
+    elif code in _WEIGHTED:
+        rank, outputs = _WEIGHTED[code]
+        sound = count >= 2 and len(results) >= 1 and len(sources[1]) == rank
+        if sound:
+            width = sources[1][outputs]
+            sound = min(sources[1]) > 0 and bool(results[0]) and results[0][-1] == width
+            biased = count > 2 and op["inputs"][2] >= 0
+            sound = sound and (not biased or sources[2] == [width])
+    else:
+        return
+    if not sound:
+        raise _DamagedError(f"the shapes {sources} of an operator's inputs do not make {results}")
+
+
+def _check_options(code: int, op: Mapping[str, Any]) -> None:
+    """Check option values that runtimes divide by or count with."""
+    if code in _OPTIONS and (op.get("options_type", 0) != _OPTIONS[code] or "options" not in op):
+        raise _DamagedError("an operator lacks its options")
+    fields, options = _fields(op), op.get("options", {})
+    if any(options.get(key, 0) < 1 for key in _AT_LEAST_ONE if key in fields) or any(
+        options.get(key, 1) < 1 for key in _DILATIONS
+    ):
+        raise _DamagedError("a window has a size, stride or dilation below one")
+    if options.get("padding", 0) > 1:
+        raise _DamagedError("a window has an unknown padding")
+    if "splits" in fields and options.get("splits", 0) != len(op.get("outputs", ())):
+        raise _DamagedError("a split has another number of parts than outputs")
 
 
 def _fields(op: Mapping[str, Any]) -> frozenset[str]:
