@@ -101,8 +101,8 @@ def _equal_width(operations: Sequence[Operation]) -> Finding:
         "worst_channels": [layer.in_channels, layer.out_channels],
     }
     text = (
-        f"the {len(rows)} dense 1x1 convolutions access {ratio:.2f}x the memory of the lower bound; "
-        f"{equal} of them have equal width"
+        f"dense 1x1 convolutions ({len(rows)}) access {ratio:.2f}x the memory of the lower bound; "
+        f"{equal} have equal width"
     )
     if mac / bound > _NEAR:
         widths = f"{layer.in_channels} to {layer.out_channels} channels"
@@ -133,8 +133,8 @@ def _groups(operations: Sequence[Operation]) -> Finding:
     }
     counted = ", ".join(map(str, groups))
     text = (
-        f"the {len(rows)} group convolutions (g = {counted}) access {ratio:.2f}x the memory of ungrouped "
-        f"ones with the same input and FLOPs; the most is {worst.name} ({mac / dense:.2f}x)"
+        f"group convolutions ({len(rows)}, g = {counted}) access {ratio:.2f}x the memory of ungrouped ones "
+        f"with the same input and FLOPs; the most is {worst.name} ({mac / dense:.2f}x)"
     )
     return Finding("G2", title, ratio, "x", details, text)
 
@@ -171,8 +171,8 @@ def _fragmentation(operations: Sequence[Operation]) -> Finding:
         "worst_operators": worst.operators,
     }
     text = (
-        f"{len(blocks)} blocks of up to {widest} parallel branches, with {mean:.1f} convolutions or poolings "
-        f"each; the most fragmented ends in {worst.end} ({worst.operators})"
+        f"building blocks ({len(blocks)}) have up to {widest} parallel branches and {mean:.1f} convolutions or "
+        f"poolings on average; the most fragmented ends in {worst.end} ({worst.operators})"
     )
     return Finding("G3", title, mean, "operators a block", details, text)
 
