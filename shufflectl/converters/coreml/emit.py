@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -129,6 +130,8 @@ def _convert(
         del program.validate
         program.validate(check_essential_scope=True)
     except _FAILURES as error:
+        # The traceback's frames hold coremltools' scratch folder, which would stay until the process ends.
+        traceback.clear_frames(error.__traceback__)
         for node in graph.nodes:
             ranks = [len(out.shape) for out in node.outputs if out.shape is not None]
             if max(ranks, default=0) > _MAX_RANK:

@@ -87,6 +87,8 @@ def _conv(op: Operation) -> Built:
 
     def compute(x: Tensor) -> Tensor:
         pairs = _padding(op, x.shape[2:], kernel, strides, dilations)
+        padded = [size + sum(pair) for size, pair in zip(x.shape[2:], pairs, strict=True)]
+        room([*x.shape[:2], *padded], f"conv {op.name!r}")
         padding = [before for before, _ in pairs]
         if any(before != after for before, after in pairs):
             x, padding = _pad_spatial(x, pairs, 0.0), [0] * rank

@@ -8,7 +8,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+from google.protobuf.message import DecodeError
 
 from shufflectl.deploy.runtimes.coreml_reference.protos import message_modules
 from shufflectl.errors import ArtifactError

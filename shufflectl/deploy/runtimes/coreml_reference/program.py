@@ -16,12 +16,26 @@ from shufflectl.deploy.runtimes.coreml_reference.package import inside
 from shufflectl.deploy.runtimes.coreml_reference.protos import message_modules
 from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
-__all__ = ["NAME", "Argument", "Compute", "Declared", "Operation", "Program", "held", "read_program", "room"]
+__all__ = [
+    "MAX_LIVE",
+    "NAME",
+    "Argument",
+    "Compute",
+    "Declared",
+    "Operation",
+    "Program",
+    "held",
+    "read_program",
+    "room",
+]
 
 NAME: Final = "coreml-reference"
 
 MAX_ELEMENTS: Final = 1 << 29
 """Elements of one tensor (2 GiB of fp32): a program that asks for more is refused, not tried."""
+
+MAX_LIVE: Final = 1 << 31
+"""Elements of all tensors that are held at one time."""
 
 Argument = str | torch.Tensor
 """An operand: the name of a tensor that is computed, or a constant."""
@@ -82,13 +96,13 @@ class Declared:
         return _NUMPY[self.kind]
 
 
-def room(shape: Sequence[int], what: str) -> None:
+def room(shape: Sequence[int], what: str, limit: int = MAX_ELEMENTS) -> None:
     """Refuse a tensor that would not fit into memory.
 
     Raises:
-        ArtifactError: It has more than `MAX_ELEMENTS` elements, or a negative size.
+        ArtifactError: It has more than ``limit`` elements, or a negative size.
     """
-    if min(shape, default=0) < 0 or math.prod(shape) > MAX_ELEMENTS:
+    if min(shape, default=0) < 0 or math.prod(shape) > limit:
         raise ArtifactError(
             f"{what} asks for a tensor of shape {list(shape)}", hint="do not use this package"
         )

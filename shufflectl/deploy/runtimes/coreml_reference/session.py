@@ -18,6 +18,7 @@ from shufflectl.deploy.runtimes.base import Arrays, TensorSpec
 from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
 from shufflectl.deploy.runtimes.coreml_reference.program import (
+    MAX_LIVE,
     NAME,
     Argument,
     Compute,
@@ -34,7 +35,15 @@ __all__ = ["CoreMLReferenceSession"]
 _REMEDY: Final = "export the model again, and copy the whole .mlpackage folder"
 
 # What torch raises where operands do not fit one another; it has no exception of its own.
-_FAILURES: Final = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError)
+_FAILURES: Final = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,14 @@ class CoreMLReferenceSession:
         wanted += [name for name in taps if name not in wanted]
         kept = set(wanted)
         with torch.inference_mode(), _thread_count(self._threads):
+            live = sum(value.numel() for value in values.values())
             for step in self._plan:
                 _execute(step, values)
+                live += sum(values[out.name].numel() for out in step.outputs)
+                room([live], f"operation {step.operation.name!r}", MAX_LIVE)
                 for name in step.release:
                     if name not in kept:
-                        del values[name]
+                        live -= values.pop(name).numel()
         types = {spec.name: spec.dtype for spec in self.outputs}
         return {name: self._result(name, values, types.get(name)) for name in wanted}
 
