@@ -171,8 +171,8 @@ def _fragmentation(operations: Sequence[Operation]) -> Finding:
         "worst_operators": worst.operators,
     }
     text = (
-        f"building blocks ({len(blocks)}) have up to {widest} parallel branches and {mean:.1f} convolutions or "
-        f"poolings on average; the most fragmented ends in {worst.end} ({worst.operators})"
+        f"building blocks ({len(blocks)}) have up to {widest} parallel branches and {mean:.1f} convolutions "
+        f"or poolings on average; the most fragmented ends in {worst.end} ({worst.operators})"
     )
     return Finding("G3", title, mean, "operators a block", details, text)
 
