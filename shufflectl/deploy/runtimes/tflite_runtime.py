@@ -96,7 +96,7 @@ class _Worker:
         try:
             self._send(message, arrays)
             answer, result = self._receive()
-        except (OSError, EOFError, ValueError) as e:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as e:
             self._process.kill()
             status = self._process.wait()
             if late.is_set():
