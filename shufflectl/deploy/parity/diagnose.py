@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from typing import Any, Final
 
 import numpy as np
@@ -78,11 +78,13 @@ class Diagnosis:
             ``image``, ``unrelated``, ``rounding``, ``unknown``.
         sentence: The cause with its evidence, without a full stop.
         fit: How well the cause explains the file's tensor, SQNR in dB; None where nothing was predicted.
+        exact: Whether the tensor follows from the cause alone, with no number fitted to it.
     """
 
     cause: str
     sentence: str
     fit: float | None = None
+    exact: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the diagnosis as JSON values."""
@@ -198,7 +200,8 @@ def diagnose(case: Case) -> Diagnosis:
         for guess in _tried(family(case)):
             fit = _fit(case, guess)
             if fit is not None and fit > least:
-                found.append((guess.freedom, min(fit, enough), Diagnosis(guess.cause, guess.sentence, fit)))
+                answer = Diagnosis(guess.cause, guess.sentence, fit, guess.freedom == 0)
+                found.append((guess.freedom, min(fit, enough), answer))
     best: tuple[int, float, Diagnosis] | None = None
     for entry in sorted(found, key=lambda entry: entry[0]):  # stable: from simple to involved
         if best is None or entry[1] > best[1] + (1 if entry[0] == best[0] else _CLEARLY_DB):
@@ -405,7 +408,8 @@ def _fitted_channels(
         "affine": f"{what}: each with a scale and an offset of its own, as of a batch norm folded wrongly",
     }
     for kind, values in fits.items():
-        yield _Hypothesis("channels scaled", texts[kind], np.clip(restored(values), low, high), 2)
+        freedom = 1 if wrong.size == 1 and kind != "affine" else 2
+        yield _Hypothesis("channels scaled", texts[kind], np.clip(restored(values), low, high), freedom)
 
 
 def _order_text(order: NDArray[np.intp]) -> str:
@@ -447,7 +451,7 @@ def _parameters(case: Case) -> Iterator[_Hypothesis]:
         node = case.graph.nodes[index]
         label = case.graph.label(index)
         families = {
-            "Conv": (_pads, _bias, _kernel, _columns, _planes),
+            "Conv": (_pads, _bias, _kernel, _filters, _columns, _planes),
             "Gemm": (_bias, _columns),
             "MatMul": (_columns,),
             "MaxPool": (_pads,),
@@ -544,6 +548,24 @@ def _kernel(case: Case, index: int, label: str) -> Iterator[_Hypothesis]:
     for how, changed in changes.items():
         prediction = case.run(weights={node.input[1]: np.ascontiguousarray(changed)})
         yield _Hypothesis("kernel", f"the kernel of {label} is {how}", prediction)
+
+
+def _filters(case: Case, index: int, label: str) -> Iterator[_Hypothesis]:
+    """Yield swaps of two filters: each reads its own input channels where the convolution is grouped."""
+    node = case.graph.nodes[index]
+    weight, bias = _weight(case, node, 1), _weight(case, node, 2)
+    wrong = _wrong_channels(case) if case.expected.ndim > 1 else np.zeros(0, np.intp)
+    if weight is None or not 2 <= wrong.size <= _NAMED or case.expected.shape[1] != weight.shape[0]:
+        return
+    for i, j in combinations(wrong, 2):
+        order = np.arange(weight.shape[0])
+        order[[i, j]] = order[[j, i]]
+        both = {node.input[1]: weight[order]} | ({} if bias is None else {node.input[2]: bias[order]})
+        text = f"the filters of output channels {i} and {j} of {label} are swapped"
+        yield _Hypothesis("channels permuted", text, case.run(weights=both))
+        if bias is not None:
+            text = f"the weights of output channels {i} and {j} of {label} are swapped, their biases are not"
+            yield _Hypothesis("channels permuted", text, case.run(weights={node.input[1]: weight[order]}))
 
 
 def _operands(case: Case, index: int, label: str) -> Iterator[_Hypothesis]:
