@@ -94,7 +94,7 @@ _ROWS = (
         "coremltools",
         "coreml",
         "shufflectl.converters.coreml.emit:emit",
-        preload="shufflectl.converters.coreml.toolkit:load",
+        preload="shufflectl.converters.coreml.toolkit:preload",
     ),
     Target(
         "tflite",

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from shufflectl.errors import MissingDependencyError
 
-__all__ = ["Toolkit", "load", "paused_collector", "quiet"]
+__all__ = ["Toolkit", "load", "paused_collector", "preload", "quiet"]
 
 _PROBED: Final = (
     "executorch",
@@ -80,6 +80,11 @@ def load(*, lean: bool = False) -> Toolkit:
         mil = importlib.import_module("coremltools.converters.mil.mil")
         pipeline = importlib.import_module("coremltools.converters.mil.mil.passes.pass_pipeline")
     return Toolkit(ct, mil.Builder, mil, pipeline, str(ct.__version__))
+
+
+def preload() -> None:
+    """Import coremltools lean, in a process that does nothing but emit."""
+    load(lean=True)
 
 
 @contextlib.contextmanager
