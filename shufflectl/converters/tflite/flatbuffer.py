@@ -44,12 +44,14 @@ class Tensor:
         dims: Its shape; a name for a size that is not fixed.
         dtype: The type of its elements.
         data: The value of a constant.
+        digest: A hash of its bytes.
     """
 
     name: str
     dims: tuple[Dim, ...]
     dtype: np.dtype[Any]
     data: NDArray[Any] | None = None
+    digest: bytes = b""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,9 +111,10 @@ class ModelWriter:
         """Return a constant; the same one for the same type, shape and bytes."""
         # np.ascontiguousarray gives a scalar a dimension
         data = data if data.flags.c_contiguous else np.ascontiguousarray(data)
-        key = (data.dtype.str, data.shape, hashlib.blake2b(data.data if data.size else b"").digest())
+        digest = hashlib.blake2b(data.data if data.size else b"").digest()
+        key = (data.dtype.str, data.shape, digest)
         if key not in self._constants:
-            self._constants[key] = Tensor(self._unique(name), data.shape, data.dtype, data)
+            self._constants[key] = Tensor(self._unique(name), data.shape, data.dtype, data, digest)
         return self._constants[key]
 
     def operator(
@@ -171,14 +174,10 @@ class ModelWriter:
         buffers = [schema.BufferT()]  # buffer 0 is empty: tensors without data point to it
         seen: dict[bytes, int] = {}
 
-        def buffer(data: bytes | NDArray[Any]) -> int:
-            raw = (
-                np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
-            )
-            digest = hashlib.blake2b(raw.data).digest()
+        def buffer(data: NDArray[Any], digest: bytes) -> int:
             if digest not in seen:
                 seen[digest] = len(buffers)
-                buffers.append(schema.BufferT(data=raw))
+                buffers.append(schema.BufferT(data=data.reshape(-1).view(np.uint8)))
             return seen[digest]
 
         graph = schema.SubGraphT(name=name)
@@ -186,7 +185,7 @@ class ModelWriter:
             schema.TensorT(
                 shape=np.asarray(t.shape, np.int32),
                 type=_TYPES[t.dtype],
-                buffer=0 if t.data is None else buffer(t.data),
+                buffer=0 if t.data is None else buffer(t.data, t.digest),
                 name=t.name,
                 shapeSignature=None
                 if t.dims == t.shape
@@ -224,12 +223,15 @@ class ModelWriter:
             )
         ]
         notes = {"min_runtime_version": minimum_runtime(set(codes)).encode().ljust(16, b"\0"), **metadata}
-        model.metadata = [schema.MetadataT(name=key, buffer=buffer(data)) for key, data in notes.items()]
+        model.metadata = [
+            schema.MetadataT(name=key, buffer=buffer(np.frombuffer(data, np.uint8), key.encode()))
+            for key, data in notes.items()
+        ]
         model.buffers = buffers
         size = sum(b.data.nbytes + 64 for b in buffers if b.data is not None) + 512 * (len(tensors) + 8)
         builder = _Builder(size)
         builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return bytes(memoryview(builder.Bytes)[builder.Head() :])  # Output() would copy once more
 
     def _unique(self, name: str) -> str:
         count = self._names.get(name, 0)

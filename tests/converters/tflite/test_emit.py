@@ -1,9 +1,11 @@
 """The file as a whole: names, trace, metadata, precision, batch, bytes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -279,3 +281,22 @@ except MissingDependencyError as e:
 def test_readable_description(tiny):
     data = to_bytes(tiny, ModelInfo("v2", description="Digits."), EmitOptions())
     assert re.search(rb"v2, Digits\.", data)
+
+
+def test_other_hash_seeds_give_the_same_bytes(tmp_path):
+    program = (
+        "import sys, hashlib; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np\n"
+        "from support.tflite import emit_bytes, graph_of\n"
+        "body = 'a, b = Split<axis=1,num_outputs=2>(x) c = Concat<axis=1>(b, a) y = Conv(c, w)'\n"
+        "graph = graph_of(body, {'w': np.ones((4, 8, 1, 1), np.float32)})\n"
+        "print(hashlib.sha256(emit_bytes(graph, precision='fp16')).hexdigest())\n"
+    )
+    argv = [sys.executable, "-c", program, str(Path(__file__).parents[2])]
+    digests = {
+        subprocess.run(
+            argv, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert 1 == len(digests)
