@@ -150,7 +150,7 @@ def export(
         ),
     ] = None,
     half_io: Annotated[
-        bool, typer.Option("--half-io", help="Let an fp16 ONNX file take and give fp16 instead of fp32.")
+        bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
     ] = False,
     minimum_deployment_target: Annotated[
         str, typer.Option(metavar="iOSNN", help="The oldest system that a Core ML file must run on.")

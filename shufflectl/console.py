@@ -43,7 +43,8 @@ class Output:
     def quiet_libraries(self) -> None:
         """Keep the chatter of torch, coremltools and LiteRT off the terminal, unless verbose."""
         if self.verbose:
-            logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+            logging.getLogger("shufflectl").setLevel(logging.DEBUG)
             return
         logging.disable(logging.CRITICAL)
         warnings.simplefilter("ignore")

@@ -28,7 +28,7 @@ class EmitOptions:
     Attributes:
         precision: The precision of weights, and of arithmetic where the runtime has it.
         layout: The layout of image inputs and outputs of rank 4; None for the target's default.
-        half_io: Whether an fp16 ONNX file takes and gives fp16 (otherwise fp32, with casts inside).
+        half_io: Whether an fp16 ONNX or Core ML file takes and gives fp16 (otherwise fp32).
         minimum_deployment_target: The oldest system that a Core ML package must run on, as ``iOS16``.
     """
 

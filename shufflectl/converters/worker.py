@@ -10,6 +10,7 @@ one JSON answer back. Nothing is pickled.
 import contextlib
 import importlib
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -133,6 +134,9 @@ def _answer(error: Exception | None) -> dict[str, Any]:
 
 def _serve(target: str) -> None:
     """Import the emitter, then serve jobs until standard input ends."""
+    if os.environ.get("SHUFFLECTL_WORKER_VERBOSE"):
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("shufflectl").setLevel(logging.DEBUG)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a converter prints must not mix with the answers
     module, _, function = (TARGETS[target].preload or "").partition(":")

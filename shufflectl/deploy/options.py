@@ -138,7 +138,7 @@ class ExportRequest:
     def options_of(self, target: str) -> dict[str, Any]:
         """Return the options that shaped a target's files, as JSON values for the manifest."""
         options: dict[str, Any] = {"layout": self.layout or TARGETS[target].default_layout}
-        if target == "onnx":
+        if target in ("onnx", "coreml"):
             options["half_io"] = self.half_io
         if target == "coreml":
             options["minimum_deployment_target"] = self.minimum_deployment_target

@@ -179,9 +179,9 @@ def test_a_number_of_classes_that_does_not_fit_names_both(tmp_path: Path, run_cl
         (["export", MODEL, "--batch", "0"], 2, ["'0'"]),
         (["export", MODEL, "--images", "none"], 2, ["none"]),
         (["export", MODEL, "--runtime", "onnx-runtime"], 2, ["onnx-runtime", "onnxruntime"]),
-        (["export", MODEL, "--weights", "imagenet"], 3, ["imagenet"]),
+        (["export", MODEL, "--weights", "imagenet"], 2, ["imagenet"]),
         (["export", MODEL, "--weights", "random:x"], 2, ["random:x"]),
-        (["export", "mobilenet_v2_1_0", "--weights", "digits"], 2, ["digits", MODEL]),
+        (["export", "mobilenet_v2_x1_0", "--weights", "digits"], 2, ["digits", MODEL]),
         (["export", MODEL, "--target", "coreml", "--minimum-deployment-target", "iOS99"], 2, ["iOS99"]),
         (["models", "--family", "shufflenet"], 2, ["shufflenet"]),
         (["inspect", "nothing.onnx"], 3, ["nothing.onnx"]),
@@ -279,7 +279,7 @@ def test_a_manifest_that_names_files_outside_is_refused(
     dist = tmp_path / "dist"
     shutil.copytree(digits_dist, dist)
     data = json.loads((dist / "manifest.json").read_text())
-    data["artifacts"][0]["file"] = "../../etc/passwd"
+    data["models"][0]["artifacts"][0]["file"] = "../../etc/passwd"
     (dist / "manifest.json").write_text(json.dumps(data))
     assert_clear(run_cli("check", dist), 3, "manifest.json")
 

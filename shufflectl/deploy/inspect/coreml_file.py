@@ -197,7 +197,7 @@ class _Reader:
             if end > self._blob_size(blob.fileName):
                 file = blob.fileName.removeprefix(_MODEL_PATH)
                 raise ArtifactError(
-                    f"the weight file {file!r} is truncated: it ends before {name!r}", hint=_HINT
+                    f"{self._folder / file} is truncated: it ends before the weight {name!r}", hint=_HINT
                 )
             return
         tensor = value.immediateValue.tensor
