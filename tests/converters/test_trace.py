@@ -1,0 +1,72 @@
+"""Views of tensors through layouts, permutations and padding."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shufflectl.converters.trace import TensorView, Trace
+
+NCHW = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+
+
+@st.composite
+def views(draw: st.DrawFn, rank: int = 4, channels: int = 3) -> TensorView:
+    axes = draw(st.none() | st.permutations(range(rank)).map(tuple))
+    order = draw(st.none() | st.permutations(range(channels)).map(list))
+    if order is not None:
+        for _ in range(draw(st.integers(0, 3))):
+            order.insert(draw(st.integers(0, len(order))), -1)
+    return TensorView(draw(st.text(min_size=1, max_size=4)), axes, None if order is None else tuple(order))
+
+
+@given(views())
+def test_the_way_to_the_file_and_back_is_the_identity(view: TensorView) -> None:
+    np.testing.assert_array_equal(NCHW, view.to_logical(view.to_file(NCHW)))
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=4), views(), max_size=5))
+def test_json_gives_the_trace_back_in_order(views_by_name: dict[str, TensorView]) -> None:
+    trace = Trace(views_by_name)
+    again = Trace.from_json(trace.to_json())
+    assert list(views_by_name.items()) == list(again.items())
+    assert trace.to_json() == again.to_json()
+
+
+def test_nhwc_is_the_permutation_that_the_field_means() -> None:
+    file = TensorView("x", (0, 2, 3, 1)).to_file(NCHW)
+    assert (2, 4, 5, 3) == file.shape
+    assert NCHW[1, 2, 3, 4] == file[1, 3, 4, 2]
+
+
+def test_channels_say_what_the_file_holds_in_each_place() -> None:
+    file = TensorView("x", None, (2, -1, 0, 1)).to_file(NCHW)
+    np.testing.assert_array_equal(file[:, 0], NCHW[:, 2])
+    np.testing.assert_array_equal(file[:, 1], np.zeros_like(NCHW[:, 0]))
+    np.testing.assert_array_equal(file[:, 3], NCHW[:, 1])
+
+
+def test_a_view_of_a_matrix_permutes_its_columns() -> None:
+    matrix = np.arange(6.0).reshape(2, 3)
+    view = TensorView("x", None, (1, 2, 0))
+    assert [1.0, 2.0, 0.0] == view.to_file(matrix)[0].tolist()
+    np.testing.assert_array_equal(matrix, view.to_logical(view.to_file(matrix)))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", '{"a": {"axes": [0, 2]}}', '{"a": {"axes": [1, 1]}}'])
+def test_text_that_is_no_trace_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Trace.from_json(text)
+
+
+def test_a_plain_view_takes_no_room() -> None:
+    assert {"a": {}} == json.loads(Trace({"a": TensorView("a")}).to_json())
+
+
+def test_a_trace_is_a_mapping() -> None:
+    trace = Trace({"a": TensorView("b")})
+    assert (1, ["a"], "Trace(1 tensors)") == (len(trace), list(trace), repr(trace))
+    with pytest.raises(KeyError):
+        trace["c"]
