@@ -363,7 +363,10 @@ def _scalar(e: Emitter, value: float) -> Tensor:
 
 
 def clip(e: Emitter, site: Site) -> None:
-    """Write Clip as one of the bounded ReLUs, or MAXIMUM and MINIMUM."""
+    """Write Clip as one of the bounded ReLUs, or MAXIMUM and MINIMUM.
+
+    RELU_0_TO_1 would be one operator, but no delegate takes it: it would cut the graph in two.
+    """
     bounds = fuse.clip_bounds(site.node)
     if bounds is None:
         site.refuse("its bounds are not constant")
@@ -371,7 +374,6 @@ def clip(e: Emitter, site: Site) -> None:
         (0.0, math.inf): Op.RELU,
         (0.0, 6.0): Op.RELU6,
         (-1.0, 1.0): Op.RELU_N1_TO_1,
-        (0.0, 1.0): Op.RELU_0_TO_1,
     }.get(bounds)
     data = e.operand(site.input(0))
     if code is not None and data.dtype == np.float32:
@@ -552,10 +554,27 @@ def _slice_axis(e: Emitter, source: Tensor, target: Tensor, axis: int, part: tup
     start, size = part
     begin = [0] * len(source.dims)
     begin[axis] = start
-    extent = [-1] * len(source.dims)  # to the end
+    extent = list(source.dims)
     extent[axis] = size
-    inputs = [source, e.constant(_int32(begin), "begin"), e.constant(_int32(extent), "size")]
-    e.add(Op.SLICE, inputs, [target], schema.SliceOptionsT())
+    _box(e, source, target, begin, extent)
+
+
+def _box(e: Emitter, source: Tensor, target: Tensor, begin: Sequence[int], extent: Sequence[Dim]) -> None:
+    """Take a box of the file's tensor; axes whose size is not fixed are taken whole.
+
+    It is a SLICE, or a masked STRIDED_SLICE where a size is not fixed: XNNPACK refuses a SLICE "to the end".
+    """
+    whole = sum(1 << i for i, size in enumerate(extent) if isinstance(size, str))
+    sizes = [0 if isinstance(size, str) else size for size in extent]
+    first = e.constant(_int32(begin), "begin")
+    if not whole:
+        inputs = [source, first, e.constant(_int32(sizes), "size")]
+        e.add(Op.SLICE, inputs, [target], schema.SliceOptionsT())
+        return
+    end = e.constant(_int32([b + n for b, n in zip(begin, sizes, strict=True)]), "end")
+    inputs = [source, first, end, e.constant(_int32([1] * len(sizes)), "strides")]
+    options = schema.StridedSliceOptionsT(beginMask=whole, endMask=whole)
+    e.add(Op.STRIDED_SLICE, inputs, [target], options)
 
 
 def slice_(e: Emitter, site: Site) -> None:
@@ -577,10 +596,7 @@ def slice_(e: Emitter, site: Site) -> None:
     source, target = e.settle(data, order), e.result(site.output, order)
     rank = data.rank
     if all(r.step == 1 for r in ranges.values()):
-        begin = [ranges[a].start if a in ranges else 0 for a in order]
-        extent = [len(ranges[a]) if a in ranges else -1 for a in order]
-        inputs = [source, e.constant(_int32(begin), "begin"), e.constant(_int32(extent), "size")]
-        e.add(Op.SLICE, inputs, [target], schema.SliceOptionsT())
+        _box(e, source, target, [ranges[a].start if a in ranges else 0 for a in order], target.dims)
         return
     # an axis taken whole is masked; so is an end before the first element, which has no number
     begin = [ranges[a].start if a in ranges else 0 for a in order]
@@ -655,9 +671,7 @@ def pad(e: Emitter, site: Site) -> None:
             dims.append(size if isinstance(size, str) else size - int(low) - int(high))
         last = not grow.any()
         kept = e.result(site.output, order) if last else e.inner(site, "cut", dims, data.dtype)
-        extent = [-1 if isinstance(d, str) else d for d in dims]
-        inputs = [source, e.constant(_int32(cut[:, 0]), "begin"), e.constant(_int32(extent), "size")]
-        e.add(Op.SLICE, inputs, [kept], schema.SliceOptionsT())
+        _box(e, source, kept, [int(low) for low in cut[:, 0]], dims)
         source = kept
         if last:
             return
@@ -680,7 +694,9 @@ def resize(e: Emitter, site: Site) -> None:
         site.text("mode", "nearest"),
         site.text("coordinate_transformation_mode", "half_pixel"),
     )
-    if data.rank != 4 or data.shape[:2] != site.shape[:2]:
+    # shape inference gives a symbolic batch a new name here
+    batches = {size if isinstance(size, int) else "" for size in (data.shape[0], site.shape[0])}
+    if data.rank != 4 or data.shape[1] != site.shape[1] or len(batches) > 1:
         site.refuse("only H and W of an image can be resized")
     if mode not in ("nearest", "linear"):
         site.refuse(f"mode {mode!r} is not supported", "use 'nearest' or 'linear'")

@@ -102,7 +102,6 @@ _RUNTIMES: Final = {
     (Op.REDUCE_MAX, 1): "1.11.0",
     (Op.REDUCE_MIN, 1): "1.11.0",
     (Op.RELU, 1): "1.5.0",
-    (Op.RELU_0_TO_1, 1): "2.10.0",
     (Op.RELU_N1_TO_1, 1): "1.5.0",
     (Op.RELU6, 1): "1.5.0",
     (Op.RESHAPE, 1): "1.5.0",

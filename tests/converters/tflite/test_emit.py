@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import TensorRecord
@@ -300,3 +301,43 @@ def test_other_hash_seeds_give_the_same_bytes(tmp_path):
         for seed in ("1", "2")
     }
     assert 1 == len(digests)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights"),
+    [
+        ("a, b = Split<axis=1>(x, s) y = Concat<axis=1>(b, a)", {"s": np.array([3, 5])}),
+        ("y = Slice(x, s, e, a)", {"s": np.array([1, 2]), "e": np.array([7, -1]), "a": np.array([1, 2])}),
+        ("y = Gather<axis=1>(x, i)", {"i": np.int64(3)}),
+        ("y = Pad(x, p)", {"p": np.array([0, -1, 1, 0, 0, 0, 2, -3])}),
+        ("f = Flatten(x) y = Gemm<transB=1>(f, w)", {"w": np.ones((3, 720), np.float32)}),
+        ("y = Flatten(x)", {}),
+        ("g = GlobalAveragePool(x) s = Sigmoid(g) y = Mul(x, s)", {}),
+        ('y = Resize<mode="linear">(x, , k)', {"k": np.array([1, 1, 2, 2], np.float32)}),
+        ("y = Softmax<axis=2>(x)", {}),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_operator_with_a_dynamic_batch(body, weights, batch):
+    result = compare(graph_of(body, weights, ("batch", 8, 10, 9)), batch=batch)
+    assert result.worst < FP32, result.errors
+
+
+def delegated(data):
+    """Return how many nodes the interpreter adds: one for each part of the graph that XNNPACK takes."""
+    interpreter = Interpreter(model_content=data)
+    interpreter.allocate_tensors()
+    return len(interpreter._get_ops_details()) - len(operators(data))
+
+
+@pytest.mark.parametrize("batch", [1, "batch"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_xnnpack_takes_a_shufflenet_whole(tiny, dynamic, batch, precision):
+    assert 1 == delegated(emit_bytes(tiny if batch == 1 else dynamic, precision=precision))
+
+
+@pytest.mark.parametrize("batch", [1, "batch"])
+def test_xnnpack_takes_slices_and_bounds(batch):
+    weights = {"s": np.array([3, 5]), "lo": np.float32(0), "hi": np.float32(1)}
+    body = "a, b = Split<axis=1>(x, s) c = Concat<axis=1>(b, a) d = Clip(c, lo, hi) y = HardSigmoid(d)"
+    assert 1 == delegated(emit_bytes(graph_of(body, weights, (batch, 8, 10, 9))))

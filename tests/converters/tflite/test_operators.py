@@ -127,7 +127,7 @@ CLIPS = {
     (0, 6): ["RELU6"],
     (0, None): ["RELU"],
     (-1, 1): ["RELU_N1_TO_1"],
-    (0, 1): ["RELU_0_TO_1"],
+    (0, 1): ["MAXIMUM", "MINIMUM"],
     (-2, 0.5): ["MAXIMUM", "MINIMUM"],
     (None, 1): ["MINIMUM"],
     (-0.5, None): ["MAXIMUM"],
