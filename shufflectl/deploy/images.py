@@ -43,13 +43,10 @@ def gather(size: int, preprocess: Preprocess, labels: Sequence[str], options: "P
         labels: The model's class names; the images' labels are given where these are the ten digits.
         options: How many of each, and the seed.
     """
-    data = digits_test(size)
-    total = len(data.images)
-    count = total if options.images is None else min(options.images, total)
-    chosen = np.linspace(0, total - 1, count).round().astype(np.intp)
+    data = digits_test(size, options.images)
     rng = np.random.default_rng(options.seed)
     noise = rng.integers(0, 256, (options.random_images, size, size, 3), np.uint8)
     return Inputs(
-        {"real": preprocess.apply(data.images[chosen]), "random": preprocess.apply(noise)},
-        {"real": data.labels[chosen]} if tuple(labels) == _DIGITS else {},
+        {"real": preprocess.apply(data.images), "random": preprocess.apply(noise)},
+        {"real": data.labels} if tuple(labels) == _DIGITS else {},
     )

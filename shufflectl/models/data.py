@@ -28,14 +28,20 @@ class LabelledImages:
     labels: NDArray[np.int64]
 
 
-def digits_test(size: int) -> LabelledImages:
-    """Return the bundled held-out digits, the same bytes on every machine.
+def digits_test(size: int, count: int | None = None) -> LabelledImages:
+    """Return bundled held-out digits, the same bytes on every machine.
 
     Args:
         size: Height and width in pixels.
+        count: How many, evenly spread over the 360; None for all.
     """
     scans, labels = _scans()
-    return LabelledImages(resize(scans_to_rgb(scans), size), labels.astype(np.int64))
+    total = len(scans)
+    wanted = total if count is None else min(count, total)
+    chosen = np.linspace(0, total - 1, wanted).round().astype(np.intp)
+    # One channel is resized and then repeated: the three are equal.
+    grey = resize(scans_to_rgb(scans[chosen])[..., :1], size)
+    return LabelledImages(np.repeat(grey, 3, axis=3), labels[chosen].astype(np.int64))
 
 
 def scans_to_rgb(scans: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -65,3 +65,14 @@ def test_resizing_keeps_a_uniform_image(value: int) -> None:
 def test_resizing_to_the_same_size_changes_nothing() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
     assert np.array_equal(images, resize(images, 9))
+
+
+def test_a_number_of_digits_is_evenly_spread_over_all_of_them() -> None:
+    everything, some = digits_test(16), digits_test(16, 5)
+    chosen = [0, 90, 180, 269, 359]
+    assert (everything.images[chosen] == some.images).all()
+    assert (everything.labels[chosen] == some.labels).all()
+
+
+def test_no_more_digits_come_than_there_are() -> None:
+    assert 360 == len(digits_test(8, 1000).images)
