@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import external_data_helper
 
