@@ -75,7 +75,6 @@ def export(name: str, images: int) -> dict[str, Any]:
 def line(row: dict[str, Any], artifact: dict[str, Any]) -> str:
     """Return one row of the table."""
     figures = artifact["comparison"]
-    rank = artifact["largest_rank"]
     cells = [
         row["name"],
         row["weights"],
@@ -83,7 +82,7 @@ def line(row: dict[str, Any], artifact: dict[str, Any]) -> str:
         artifact["precision"],
         f"{artifact['bytes']:,}",
         str(artifact["operators"]),
-        str(rank["rank"] if isinstance(rank, dict) else rank),
+        str(artifact["largest_rank"]),
         f"{figures['max_abs']:.1e}",
         str(figures["sqnr_db"]),
         f"{figures['top1']['agreement']:.4g}",
@@ -104,7 +103,7 @@ def page(rows: list[dict[str, Any]], images: int) -> str:
         f"shufflectl {__version__}, {platform.system()} {platform.machine()},",
         f"Python {platform.python_version()}.",
         "",
-        "| model | weights | target | precision | bytes | operators | rank | max \\|Δ\\| | SQNR dB | top-1 | |",
+        "| model | weights | target | precision | bytes | ops | rank | max \\|Δ\\| | SQNR dB | top-1 | |",
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:

@@ -1,5 +1,7 @@
 """The command line: it parses, calls the library and prints. No logic, and no heavy import at start-up."""
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -352,6 +354,7 @@ def _fail(error: ShufflectlError) -> NoReturn:
 
 def main(run: Callable[[], Any] = app) -> None:
     """Run the program. The one place where an error becomes an exit code."""
+    atexit.register(gc.freeze)  # a last collection over torch's objects would take seconds, and free nothing
     try:
         run()
     except ShufflectlError as error:

@@ -12,7 +12,7 @@ from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.images import gather
-from shufflectl.deploy.manifest import ArtifactRecord, Manifest, merge_into
+from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
@@ -45,11 +45,14 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         GraphError: The model cannot be captured.
         UnsupportedOperatorError: A target cannot express an operator.
         OutputError: The output folder cannot be written.
+        ArtifactError: The manifest that is in the output folder cannot be read.
         UnavailableError: No runtime here executes a format.
         MissingDependencyError: A target's package is not installed.
     """
     for target in request.targets:  # before any work, so that what is missing is known at once
         runtimes.choose(target, request.parity.runtimes, python=request.parity.runtime_python)
+    if (request.out / MANIFEST).exists():
+        Manifest.load(request.out)  # one that cannot be added to is refused now, not after the work
     with ExitStack() as stack:
         emitters = _emitters(request, stack)
         staging = stack.enter_context(Staging(request.out))

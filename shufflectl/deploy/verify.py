@@ -117,6 +117,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
+        rank = self.summary.largest_rank
         return {
             "file": self.artifact.file,
             "target": self.artifact.target,
@@ -125,7 +126,7 @@ class Result:
             "changed": self.changed,
             "bytes": self.summary.bytes,
             "operators": len(self.summary.operators),
-            "largest_rank": self.summary.largest_rank,
+            "largest_rank": None if rank is None else rank.rank,
             "runtime": self.runtime,
             "passed": self.passed,
             "comparison": None if self.comparison is None else self.comparison.to_json(),
