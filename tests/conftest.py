@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
+
 
 @dataclass(frozen=True)
 class Run:
@@ -52,6 +54,20 @@ def digits_dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = shufflectl(*_EXPORT, "--out", out)
     assert 0 == run.status, run.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def tflite_python() -> Path:
+    """An interpreter with tflite-runtime: SHUFFLECTL_TFLITE_PYTHON, or what ``make venv`` made."""
+    here = Path(__file__).resolve().parent.parent / ".venv-tflite" / "bin" / "python"
+    path = Path(os.environ.get("SHUFFLECTL_TFLITE_PYTHON") or here)
+    state = TfliteRuntime(path).available()
+    if not state.ok:
+        reason = f"{state.reason}; run `make venv`, or set SHUFFLECTL_TFLITE_PYTHON"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
 
 
 _EXPORT: Sequence[str] = (

@@ -1,6 +1,5 @@
 """tflite-runtime in an interpreter of its own: the real one, and stand-ins that misbehave."""
 
-import os
 import stat
 import sys
 from pathlib import Path
@@ -18,19 +17,6 @@ from support.tflite import emit_bytes, graph_of
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="session")
-def python():
-    """An interpreter with tflite-runtime: SHUFFLECTL_TFLITE_PYTHON, or what ``make venv`` made."""
-    path = Path(os.environ.get("SHUFFLECTL_TFLITE_PYTHON") or ROOT / ".venv-tflite" / "bin" / "python")
-    state = TfliteRuntime(path).available()
-    if not state.ok:
-        reason = f"{state.reason}; run `make venv`, or set SHUFFLECTL_TFLITE_PYTHON"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
-
-
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tflite-runtime")
@@ -42,9 +28,9 @@ def artifacts(tmp_path_factory):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_agrees_with_litert(python, artifacts, precision):
+def test_agrees_with_litert(tflite_python, artifacts, precision):
     path = artifacts / f"{precision}.tflite"
-    with LiteRT().load(path) as new, TfliteRuntime(python).load(path, threads=2) as old:
+    with LiteRT().load(path) as new, TfliteRuntime(tflite_python).load(path, threads=2) as old:
         assert (new.inputs, new.outputs, new.info) == (old.inputs, old.outputs, old.info)
         taps = [view.name for view in old.trace.values()]
         for batch in (1, 3):
@@ -70,17 +56,17 @@ def test_agrees_with_litert(python, artifacts, precision):
         ("y = Softmax<axis=2>(x)", {}),
     ],
 )
-def test_operators_run_there(python, tmp_path, body, weights):
+def test_operators_run_there(tflite_python, tmp_path, body, weights):
     path = tmp_path / "m.tflite"
     path.write_bytes(emit_bytes(graph_of(body, weights)))
     x = {"x": np.random.default_rng(0).standard_normal((1, 10, 9, 8)).astype(np.float32)}
-    with LiteRT().load(path) as new, TfliteRuntime(python).load(path) as old:
+    with LiteRT().load(path) as new, TfliteRuntime(tflite_python).load(path) as old:
         np.testing.assert_allclose(new.run(x)["y"], old.run(x)["y"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.integration
-def test_errors_of_the_other_side(python, artifacts):
-    with TfliteRuntime(python).load(artifacts / "fp32.tflite") as session:
+def test_errors_of_the_other_side(tflite_python, artifacts):
+    with TfliteRuntime(tflite_python).load(artifacts / "fp32.tflite") as session:
         with pytest.raises(ArtifactError, match="no tensor 'nowhere'"):
             session.run({"image": np.ones((1, 32, 32, 3), np.float32)}, taps=["nowhere"])
         with pytest.raises(DataError, match="shape"):
