@@ -1,6 +1,7 @@
 """The shape of the package: which way its parts depend, what start-up imports, what the docs cover."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,17 @@ def test_start_up_of_help_does_not_import_the_library() -> None:
     code = "import sys, shufflectl.cli\nprint(sorted(m for m in sys.modules if m.startswith('shufflectl.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "['shufflectl.cli', 'shufflectl.console', 'shufflectl.errors']" == done.stdout.strip()
+
+
+def modules() -> list[str]:
+    paths = [p for p in PACKAGE.rglob("*.py") if not p.name.startswith("__") and p.name != "tflite_worker.py"]
+    packages = [p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE]
+    relative = [p.relative_to(PACKAGE.parent).with_suffix("") for p in (*paths, *packages)]
+    return sorted(".".join(p.parts) for p in relative)
+
+
+def test_every_module_says_what_is_public() -> None:
+    for name in modules():
+        module = importlib.import_module(name)
+        if Path(str(module.__file__)).stat().st_size > 200:  # the marker of a package holds one docstring
+            assert [] == [n for n in module.__all__ if n.startswith("_") or not hasattr(module, n)], name

@@ -1,4 +1,4 @@
-"""What an installation rests on: the pinned set, the declared dependencies, the public face of each module."""
+"""What an installation rests on: the declared dependencies and the pinned set."""
 
 import ast
 import importlib.metadata
@@ -27,7 +27,8 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def declared() -> set[str]:
-    return names(PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), []))
+    extras = PROJECT["optional-dependencies"].values()
+    return names([*PROJECT["dependencies"], *(line for extra in extras for line in extra)])
 
 
 @pytest.mark.parametrize("line", [line for line in CONSTRAINTS if line and not line.startswith("#")])

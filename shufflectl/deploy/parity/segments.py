@@ -19,7 +19,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.deploy.runtimes.base import Arrays
 from shufflectl.errors import GraphError
 
-__all__ = ["Segment", "SegmentedGraph", "execute"]
+__all__ = ["Executor", "Segment", "SegmentedGraph", "execute"]
 
 _GIVEN = "::given"
 
