@@ -79,7 +79,7 @@ class Output:
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             numeric = column in right
-            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self._console().print(table)

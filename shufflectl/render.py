@@ -53,13 +53,15 @@ def _verification(output: Output, verification: "Verification") -> None:
     columns = ["file", "bytes", "operators", "rank", "max |Δ|", "SQNR dB", "top-1 agreement"]
     if labelled:
         columns.append("accuracy")
-    columns += ["runtime", "verdict"]
+    columns.append("verdict")
     output.table(
         f"{verification.model} against {verification.reference}",
         columns,
         [_row(result, labelled=labelled) for result in verification.results],
-        right=columns[1:-2],
+        right=columns[1:-1],
     )
+    ran = dict.fromkeys(f"{result.artifact.target}: {result.runtime}" for result in verification.results)
+    output.text(f"[dim]run with {_escape(', '.join(ran))}[/]")
     if verification.reference_accuracy is not None:
         record = verification.reference_accuracy
         output.text(f"accuracy of {record.member}: {record.correct}/{record.total}")
@@ -72,11 +74,13 @@ def _verification(output: Output, verification: "Verification") -> None:
     for result in verification.results:
         if result.passed:
             continue
-        output.text(f"{_FAIL} {_escape(result.failure)}")
+        output.text(f"{_FAIL} {_escape(result.artifact.file)}")
+        for reason in result.reasons:
+            output.text(f"     {_escape(reason)}")
         needed = None if result.comparison is None else result.comparison.needed
         if needed is not None:
             output.text(
-                f"  it would have passed with --max-rel {needed.max_rel:g} --min-sqnr {needed.sqnr:g}"
+                f"     it would have passed with --max-rel {needed.max_rel:g} --min-sqnr {needed.sqnr:g}"
                 f" --min-top1 {needed.top1:g}"
             )
         if result.layers is not None:
@@ -107,7 +111,7 @@ def _row(result: "Result", *, labelled: bool) -> list[str]:
     verdict = _PASS if result.passed else _FAIL
     if result.changed:
         verdict += " [yellow]changed[/]"
-    return [*cells, _escape(result.runtime), verdict]
+    return [*cells, verdict]
 
 
 def _layers(output: Output, file: str, layers: "Sequence[Layer]") -> None:

@@ -61,7 +61,7 @@ class CheckResult:
         """
         failures = [v.failure for v in self.verifications if not v.passed]
         if failures:
-            raise ParityError(" | ".join(failures), hint=TIP)
+            raise ParityError("; ".join(failures), hint=TIP)
         if self.changed:
             raise ArtifactError(
                 f"{', '.join(self.changed)} changed after the export: SHA-256 is not that of the manifest",

@@ -53,23 +53,23 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         runtimes.choose(target, request.parity.runtimes, python=request.parity.runtime_python)
     if (request.out / MANIFEST).exists():
         Manifest.load(request.out)  # one that cannot be added to is refused now, not after the work
-    with ExitStack() as stack:
-        emitters = _emitters(request, stack)
-        staging = stack.enter_context(Staging(request.out))
-        notify("loading weights", 0, 0)
-        model = load(request.model, weights=request.weights, num_classes=request.num_classes)
-        size = request.input_size or model.input_size
-        notify("capturing the graph", 0, 0)
-        graph = captured(model, size, request.batch)
-        info = describe(model)
+    with Staging(request.out) as staging:
         artifacts: list[Artifact] = []
-        for precision in request.precisions:
-            for target in request.targets:
-                file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
-                notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
-                path = staging.path(file)
-                emitters[target](graph, info, request.emit_options(precision), path)
-                artifacts.append(Artifact(path, file, target, precision))
+        with ExitStack() as stack:
+            emitters = _emitters(request, stack)
+            notify("loading weights", 0, 0)
+            model = load(request.model, weights=request.weights, num_classes=request.num_classes)
+            size = request.input_size or model.input_size
+            notify("capturing the graph", 0, 0)
+            graph = captured(model, size, request.batch)
+            info = describe(model)
+            for precision in request.precisions:
+                for target in request.targets:
+                    file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
+                    notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
+                    path = staging.path(file)
+                    emitters[target](graph, info, request.emit_options(precision), path)
+                    artifacts.append(Artifact(path, file, target, precision))
         verification = verify(
             model.variant.name,
             artifacts,

@@ -1,13 +1,11 @@
 """Load artifacts in their runtimes, compare them with the reference and one another, name what is wrong."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.deploy import runtimes
@@ -18,7 +16,7 @@ from shufflectl.deploy.parity.locate import Divergence, Examination, Layer, exam
 from shufflectl.deploy.parity.metrics import Comparison
 from shufflectl.deploy.parity.nway import Accuracy, Member, ParityReport, check_parity
 from shufflectl.deploy.publish import digest
-from shufflectl.deploy.runtimes.base import Session
+from shufflectl.deploy.runtimes.base import Runtime
 
 if TYPE_CHECKING:
     import torch
@@ -106,14 +104,22 @@ class Result:
         return None if self.examination is None else self.examination.divergence
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the file fails, a sentence each: the limits that it breaks, and the layer and cause."""
+        found = [] if self.comparison is None or self.passed else list(self.comparison.failures)
+        if self.divergence is not None:
+            found.append(self.divergence.sentence)
+        return tuple(found)
+
+    @property
     def failure(self) -> str:
         """Why the file fails, in one sentence; empty when it passes."""
         if self.passed:
             return ""
-        reasons = [] if self.comparison is None else list(self.comparison.failures)
         if self.divergence is not None:
-            reasons.append(self.divergence.sentence)
-        return f"{self.artifact.file}: " + "; ".join(reasons)
+            where = self.divergence
+            return f"{self.artifact.file} goes wrong at {where.tensor}: {where.diagnosis.sentence}"
+        return f"{self.artifact.file}: {'; '.join(self.reasons)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -169,7 +175,7 @@ class Verification:
                 for row in self.report.pairwise
                 if not row.comparison.passed
             ]
-        return " | ".join(found)
+        return "; ".join(found)
 
     def to_json(self) -> dict[str, Any]:
         """Return the verification as JSON values."""
@@ -197,64 +203,72 @@ def verify(
 
     Where the outputs disagree, the first layer that does is looked for. A half-precision file is examined
     layer by layer in any case: its limits at the output leave room in which a small defect could hide.
+    One file is loaded at a time.
 
     Raises:
         ArtifactError: A file is missing, damaged or of another kind.
         UnavailableError: No runtime here executes a format.
         MissingDependencyError: A runtime's package is not installed.
     """
-    with ExitStack() as stack:
-        sessions: list[tuple[Artifact, Session, str]] = []
-        for artifact in artifacts:
-            notify(f"loading {artifact.file}", len(sessions), len(artifacts))
-            runtime = runtimes.choose(artifact.target, options.runtimes, python=options.runtime_python)
-            session = stack.enter_context(runtime.load(artifact.path, threads=options.threads))
-            sessions.append((artifact, session, f"{runtime.name} {runtime.available().version}".strip()))
-        members = [Member.from_session(a.file, a.precision, session) for a, session, _ in sessions]
-        if reference.module is not None:
-            first = Member.from_module(reference.name, reference.module)
-        else:
-            first = next(member for member in members if member.name == reference.name)
-            members.remove(first)
-        report = check_parity(
-            first,
-            members,
-            inputs.by_kind,
-            labels=inputs.labels,
-            limits=options.limits,
-            progress=lambda done, total: notify("comparing", done, total),
-        )
-        accuracy = {record.member: record for record in report.accuracy}
-        suspects = {name for row in report.failures for name in (row.reference, row.candidate)}
-        results = []
-        for artifact, session, version in sessions:
-            judged = artifact.file != first.name
-            examination = None
-            if artifact.file in suspects or artifact.precision != "fp32":
-                notify(f"looking into {artifact.file}", 0, 0)
-                graph = reference.graph()
-                if graph is not None:
-                    limits = options.limits(artifact.precision)
-                    examination = examine(graph, session, _few(graph, inputs), limits, file=artifact.file)
-            agrees = not judged or report.verdict(artifact.file)
-            diverges = examination is not None and examination.divergence is not None
-            results.append(
-                Result(
-                    artifact=artifact,
-                    sha256=digest(artifact.path),
-                    summary=summarize(artifact.path),
-                    runtime=version,
-                    comparison=report.worst(artifact.file).comparison if judged else None,
-                    accuracy=accuracy.get(artifact.file),
-                    passed=agrees and not diverges,
-                    examination=examination,
-                    per_layer=options.per_layer,
-                )
+    chosen = {
+        a.target: runtimes.choose(a.target, options.runtimes, python=options.runtime_python)
+        for a in artifacts
+    }
+    members = []
+    if reference.module is not None:
+        module = Member.from_module(reference.name, reference.module)
+        members.append(module.recorded(inputs.by_kind, progress=_telling(notify, reference.name)))
+    for artifact in sorted(artifacts, key=lambda a: a.file != reference.name):
+        with chosen[artifact.target].load(artifact.path, threads=options.threads) as session:
+            member = Member.from_session(artifact.file, artifact.precision, session)
+            members.append(member.recorded(inputs.by_kind, progress=_telling(notify, artifact.file)))
+    report = check_parity(
+        members[0], members[1:], inputs.by_kind, labels=inputs.labels, limits=options.limits
+    )
+    accuracy = {record.member: record for record in report.accuracy}
+    suspects = {name for row in report.failures for name in (row.reference, row.candidate)}
+    results = []
+    for artifact in artifacts:
+        runtime = chosen[artifact.target]
+        judged = artifact.file != report.reference
+        examination = None
+        if artifact.file in suspects or artifact.precision != "fp32":
+            notify(f"looking into {artifact.file}", 0, 0)
+            examination = _examine(artifact, runtime, reference, inputs, options)
+        agrees = not judged or report.verdict(artifact.file)
+        diverges = examination is not None and examination.divergence is not None
+        results.append(
+            Result(
+                artifact=artifact,
+                sha256=digest(artifact.path),
+                summary=summarize(artifact.path),
+                runtime=f"{runtime.name} {runtime.available().version}".strip(),
+                comparison=report.worst(artifact.file).comparison if judged else None,
+                accuracy=accuracy.get(artifact.file),
+                passed=agrees and not diverges,
+                examination=examination,
+                per_layer=options.per_layer,
             )
-    return Verification(model, first.name, accuracy.get(first.name), tuple(results), report)
+        )
+    return Verification(model, report.reference, accuracy.get(report.reference), tuple(results), report)
 
 
-def _few(graph: Graph, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
-    """Return a few images of each kind for the comparison layer by layer, by the graph's input name."""
+def _telling(notify: Notify, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: notify(f"running {name}", done, total)
+
+
+def _examine(
+    artifact: Artifact, runtime: Runtime, reference: Reference, inputs: Inputs, options: ParityOptions
+) -> Examination | None:
+    graph = reference.graph()
+    if graph is None:
+        return None
     images = np.concatenate([images[:_EXAMINED] for images in inputs.by_kind.values()])
-    return {graph.inputs[0].name or "": images}
+    with runtime.load(artifact.path, threads=options.threads) as session:
+        return examine(
+            graph,
+            session,
+            {graph.inputs[0].name or "": images},
+            options.limits(artifact.precision),
+            file=artifact.file,
+        )

@@ -20,15 +20,15 @@ Change = Callable[[Path], None]
 
 
 def column(path: Path) -> None:
-    mutate.weight(path, f"{LAYER}.5", mutate.zero_column(7))
+    mutate.weight(path, f"{LAYER}.6", mutate.zero_column(7))
 
 
 def channels(path: Path) -> None:
-    mutate.swap_channels(path, f"{LAYER}.5", 2, 11)
+    mutate.swap_channels(path, f"{LAYER}.6", 2, 11)
 
 
 def pad(path: Path) -> None:
-    mutate.pads(path, "stage3.0.branch1.0", [0, 0, 2, 2])
+    mutate.pads(path, "stage3.0.branch1.1", [0, 0, 2, 2])
 
 
 CHANGES: list[tuple[Change, str, str]] = [

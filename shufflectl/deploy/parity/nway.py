@@ -1,7 +1,7 @@
 """Run one model in several formats over the same images and compare every two of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "Accuracy", "Member", "ParityReport", "Row", "check_parity", "random_images"]
 
 SCHEMA: Final = "shufflectl.parity/1"
+
+BATCH: Final = 16
+"""Images handed to each member at once."""
 
 Images = NDArray[np.float32]
 Outputs = tuple[NDArray[Any], ...]
@@ -108,6 +111,35 @@ class Member:
             return tuple(tensor.numpy() for tensor in tensors)
 
         return cls(name, precision, run)
+
+    def recorded(
+        self,
+        inputs: Mapping[str, Images],
+        *,
+        batch: int = BATCH,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Run everything now, and return a member that gives these outputs to one `check_parity`.
+
+        A file then need not stay loaded while the others run.
+
+        Args:
+            inputs: What `check_parity` will be given.
+            batch: Likewise.
+            progress: Called with the images done and in all.
+        """
+        total = sum(len(images) for images in inputs.values())
+        results = []
+        done = 0
+        for images in inputs.values():
+            for start in range(0, len(images), batch):
+                chunk = images[start : start + batch]
+                results.append(self.run(chunk))
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        answers = iter(results)
+        return replace(self, run=lambda _images: next(answers))
 
 
 @dataclass(frozen=True)
@@ -259,7 +291,7 @@ def check_parity(
     labels: Mapping[str, NDArray[np.integer[Any]]] | None = None,
     limits: Callable[[str], Limits] = default_limits,
     output_names: Sequence[str] | None = None,
-    batch: int = 16,
+    batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> ParityReport:
     """Compare each candidate with the reference, and the candidates with one another.
