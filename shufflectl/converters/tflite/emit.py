@@ -23,6 +23,7 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
         MissingDependencyError: ai-edge-litert or flatbuffers is not installed.
     """
     try:
+        from shufflectl.converters.tflite.description import NAME, describe, with_labels
         from shufflectl.converters.tflite.emitter import Emitter
         from shufflectl.converters.tflite.operators import OPERATORS
     except ModuleNotFoundError as e:
@@ -37,10 +38,12 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
     metadata = {
         METADATA_KEY: json.dumps(info.to_json(), ensure_ascii=False, separators=(",", ":")).encode(),
         TRACE_KEY: emitter.trace().to_json().encode(),
+        NAME: describe(info, emitter.inputs, emitter.outputs, nhwc=options.layout != "nchw"),
     }
-    return emitter.file.finish(
+    model = emitter.file.finish(
         emitter.inputs, emitter.outputs, name="main", description=description, metadata=metadata
     )
+    return with_labels(model, info, emitter.outputs)
 
 
 def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
