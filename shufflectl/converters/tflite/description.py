@@ -1,9 +1,9 @@
 """What a TFLite file says about itself in TensorFlow's own metadata, which Android's tools read.
 
-Two parts, as TensorFlow Lite's metadata schema (``metadata_schema.fbs``, file identifier ``M001``) has them:
-a flatbuffer `ModelMetadata` in a buffer that the model calls ``TFLITE_METADATA``, and the class names as a file
-in a ZIP archive behind the model's own bytes. Readers of the model stop before the archive. MediaPipe's and the
-Task Library's image classifiers take normalisation and class names from there.
+Two parts, as TensorFlow Lite's metadata schema (``metadata_schema.fbs``, file identifier ``M001``) has
+them: a flatbuffer `ModelMetadata` in a buffer that the model calls ``TFLITE_METADATA``, and the class names
+as a file in a ZIP archive behind the model's own bytes. Readers of the model stop before the archive.
+MediaPipe's and the Task Library's image classifiers take normalisation and class names from there.
 
 The tables are few and their fields fixed, so they are written with the flatbuffer builder alone; the comments
 name each field by its slot in the schema.
