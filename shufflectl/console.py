@@ -76,10 +76,21 @@ class Output:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
+        table = Table(
+            title=title or None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for index, column in enumerate(columns):
+            # Where the terminal is narrow, names are folded and headings wrapped; figures stay whole.
             numeric = column in right
-            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+            words = [row[index] for row in rows] if numeric else []
+            widest = max(map(len, [*column.split(), *words]), default=0)
+            table.add_column(
+                column, justify="right" if numeric else "left", overflow="fold", min_width=widest
+            )
         for row in rows:
             table.add_row(*row)
         self._console().print(table)
@@ -135,7 +146,8 @@ class Output:
 
 
 def human_bytes(count: int) -> str:
-    """Return a number of bytes as people write it."""
+    """Return a number of bytes as people write it, with a space that does not break."""
     if count < 1000:
-        return f"{count} B"
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+        return f"{count}\N{NO-BREAK SPACE}B"
+    unit, name = (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / unit:.{2 if name == 'MB' else 1}f}\N{NO-BREAK SPACE}{name}"
