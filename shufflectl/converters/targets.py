@@ -14,11 +14,13 @@ if TYPE_CHECKING:  # the table is read at start-up; onnx and numpy are not neede
     from shufflectl.converters.graph import Graph
     from shufflectl.converters.metadata import ModelInfo
 
-__all__ = ["PRECISIONS", "TARGETS", "EmitOptions", "Layout", "Precision", "Target"]
+__all__ = ["DEPLOYMENT_TARGETS", "PRECISIONS", "TARGETS", "EmitOptions", "Layout", "Precision", "Target"]
 
 Layout = Literal["nchw", "nhwc"]
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+DEPLOYMENT_TARGETS: Final = ("iOS15", "iOS16", "iOS17", "iOS18")
+"""The systems that Core ML packages can ask for; each stands for the macOS, watchOS and tvOS of its year."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from shufflectl.converters.targets import PRECISIONS, TARGETS, EmitOptions, Layout, Precision
+from shufflectl.converters.targets import (
+    DEPLOYMENT_TARGETS,
+    PRECISIONS,
+    TARGETS,
+    EmitOptions,
+    Layout,
+    Precision,
+)
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.errors import UsageError, nearest
@@ -123,13 +130,36 @@ class ExportRequest:
         size = rest.get("input_size")
         if size is not None and size > _MAX_SIZE:
             raise UsageError(f"an input of {size} pixels is too large", hint=f"give at most {_MAX_SIZE}")
-        return cls(
+        request = cls(
             targets=_words(targets, tuple(TARGETS), "target", everything="all"),
             precisions=cast("tuple[Precision, ...]", _words(precisions, PRECISIONS, "precision")),
             batch=_batch(batch),
             layout=cast("Layout | None", layout),
             **rest,
         )
+        request._check_coreml()
+        if request.half_io and ("fp16" not in request.precisions or request.targets == ("tflite",)):
+            raise UsageError(
+                "--half-io would change nothing: it is about fp16 files of the targets onnx and coreml",
+                hint="add --precision fp16, or leave it out",
+            )
+        return request
+
+    def _check_coreml(self) -> None:
+        """Refuse now what the Core ML emitter would refuse after the model is captured."""
+        oldest = self.minimum_deployment_target
+        if oldest not in DEPLOYMENT_TARGETS:
+            known = {name.lower(): name for name in DEPLOYMENT_TARGETS}
+            hint = f"did you mean {known[oldest.lower()]!r}?" if oldest.lower() in known else ""
+            raise UsageError(
+                f"unknown Core ML deployment target {oldest!r}",
+                hint=hint or "choose from: " + ", ".join(DEPLOYMENT_TARGETS),
+            )
+        if self.half_io and "coreml" in self.targets and oldest == "iOS15":
+            raise UsageError(
+                "fp16 inputs and outputs need Core ML of iOS 16",
+                hint="use --minimum-deployment-target iOS16 or later, or leave out --half-io",
+            )
 
     def emit_options(self, precision: Precision) -> EmitOptions:
         """Return the options for one precision."""

@@ -35,12 +35,39 @@ def test_words_are_repeatable_and_separated_by_commas_and_kept_once() -> None:
         {"batch": "100000"},
         {"layout": "NHWC"},
         {"input_size": 100_000},
+        {"minimum_deployment_target": "iOS14"},
+        {"minimum_deployment_target": "16"},
     ],
 )
 def test_a_word_that_is_not_a_choice_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         request(**changes)
     assert caught.value.hint
+
+
+def test_a_deployment_target_in_other_letters_is_suggested_not_taken() -> None:
+    with pytest.raises(UsageError) as caught:
+        request(minimum_deployment_target="ios16")
+    assert "did you mean 'iOS16'?" == caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precisions": ["fp32"]},
+        {"precisions": ["fp16"], "targets": ["tflite"]},
+        {"precisions": ["fp16"], "minimum_deployment_target": "iOS15"},
+    ],
+)
+def test_half_io_that_nothing_can_have_is_refused_before_any_work(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(half_io=True, **changes)
+    assert caught.value.hint
+
+
+def test_half_io_goes_with_any_fp16_file_that_has_it() -> None:
+    assert request(half_io=True, precisions=["fp32", "fp16"]).half_io
+    assert request(half_io=True, precisions=["fp16"], targets=["onnx"], minimum_deployment_target="iOS15")
 
 
 def test_a_batch_is_a_number_or_dynamic() -> None:
