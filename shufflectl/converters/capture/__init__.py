@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import shufflectl
-from shufflectl.converters.capture.silence import gc_paused, quiet
+from shufflectl.converters.collector import paused_collector
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.quiet import quiet
 from shufflectl.errors import GraphError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def capture(
         GraphError: The module is in training mode, the names do not fit its inputs or outputs, it cannot be
             traced, holds an operator without a translation, or computes with a symbolic batch.
     """
-    with quiet(), gc_paused():
+    with quiet(), paused_collector():
         # torch and the exporter take seconds to import, and nothing else in this package needs them.
         from shufflectl.converters.capture.batchnorm import fold_module
         from shufflectl.converters.capture.exporter import to_onnx

@@ -17,13 +17,15 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
+from shufflectl.converters.collector import paused_collector
 from shufflectl.converters.coreml.emission import Emission, label
 from shufflectl.converters.coreml.names import Namer
 from shufflectl.converters.coreml.operators import OPERATORS, needed_inputs
 from shufflectl.converters.coreml.package import write_package
-from shufflectl.converters.coreml.toolkit import Toolkit, load, paused_collector, quiet
+from shufflectl.converters.coreml.toolkit import Toolkit, load
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.quiet import quiet
 from shufflectl.converters.targets import EmitOptions
 from shufflectl.converters.trace import TensorView, Trace
 from shufflectl.errors import GraphError, OutputError, UnsupportedOperatorError, UsageError, nearest
@@ -94,7 +96,7 @@ def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> Non
         ):
             raise UnsupportedOperatorError(label(node), node.op_type, "coreml")
     toolkit = load()
-    with _LOCK, quiet(toolkit), paused_collector(), tempfile.TemporaryDirectory() as scratch:
+    with _LOCK, quiet(), paused_collector(), tempfile.TemporaryDirectory() as scratch:
         try:
             spec, weights = _convert(toolkit, graph, info, options, Path(scratch))
             write_package(path, spec.SerializeToString(deterministic=True), weights)

@@ -6,26 +6,20 @@ a program that is built with the MIL builder. A process of its own (a worker) ma
 *lean* import, which hides those packages while coremltools is imported: about 0.9 s instead of 4.7 s on
 two cores. In a lean process coremltools cannot convert torch or scikit-learn models, which is why it is never
 the default: a library that hides packages from its user's process would break that user's own conversions.
-
-coremltools logs a warning for every native library that exists on macOS alone and draws progress bars.
-Neither reaches the terminal unless the logger ``shufflectl`` is enabled for DEBUG.
 """
 
 import contextlib
-import gc
 import importlib
 import importlib.util
-import logging
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
+from shufflectl.converters.quiet import quiet
 from shufflectl.errors import MissingDependencyError
 
-__all__ = ["Toolkit", "load", "paused_collector", "preload", "quiet"]
+__all__ = ["Toolkit", "load", "preload"]
 
 _PROBED: Final = (
     "executorch",
@@ -41,8 +35,6 @@ _PROBED: Final = (
 )
 """What ``coremltools._deps`` of version 9 imports where it can, and the MIL builder never uses."""
 
-_SILENT = logging.CRITICAL + 1
-
 
 @dataclass(frozen=True)
 class Toolkit:
@@ -52,14 +44,12 @@ class Toolkit:
         ct: The package.
         mb: The MIL builder.
         mil: The module of MIL's programs, functions and types.
-        pipeline: The module that runs pass pipelines (it draws the progress bars).
         version: The package's version.
     """
 
     ct: Any
     mb: Any
     mil: Any
-    pipeline: Any
     version: str
 
 
@@ -78,54 +68,12 @@ def load(*, lean: bool = False) -> Toolkit:
     with quiet(), _hidden(_PROBED if lean and "coremltools" not in sys.modules else ()):
         ct = importlib.import_module("coremltools")
         mil = importlib.import_module("coremltools.converters.mil.mil")
-        pipeline = importlib.import_module("coremltools.converters.mil.mil.passes.pass_pipeline")
-    return Toolkit(ct, mil.Builder, mil, pipeline, str(ct.__version__))
+    return Toolkit(ct, mil.Builder, mil, str(ct.__version__))
 
 
 def preload() -> None:
     """Import coremltools lean, in a process that does nothing but emit."""
     load(lean=True)
-
-
-@contextlib.contextmanager
-def quiet(toolkit: Toolkit | None = None) -> Iterator[None]:
-    """Silence coremltools' logger, warnings and, once it is imported, progress bars, unless DEBUG is on."""
-    if logging.getLogger("shufflectl").isEnabledFor(logging.DEBUG):
-        yield
-        return
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    bars: Any = None if toolkit is None else toolkit.pipeline.tqdm
-    logger.setLevel(_SILENT)
-    if toolkit is not None:
-        toolkit.pipeline.tqdm = partial(bars, disable=True)
-    try:
-        with warnings.catch_warnings():
-            # Deprecations that numpy and Python announce to coremltools are its maintainers' business.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if toolkit is not None:
-            toolkit.pipeline.tqdm = bars
-
-
-@contextlib.contextmanager
-def paused_collector() -> Iterator[None]:
-    """Keep the cyclic garbage collector away from a burst of allocations.
-
-    The objects that exist already are set aside as well, so that the explicit collection at the end of
-    ``ct.convert`` does not walk through everything that other libraries hold.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

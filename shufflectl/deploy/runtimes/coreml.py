@@ -62,7 +62,8 @@ class CoreMLSession:
     """
 
     def __init__(self, artifact: Path) -> None:
-        from shufflectl.converters.coreml.toolkit import load, quiet
+        from shufflectl.converters.coreml.toolkit import load
+        from shufflectl.converters.quiet import quiet
         from shufflectl.deploy.runtimes.coreml_reference.session import (
             CoreMLReferenceSession,
         )
@@ -70,7 +71,7 @@ class CoreMLSession:
         self._reference = CoreMLReferenceSession(artifact)
         self._artifact = artifact
         toolkit = load()
-        with quiet(toolkit):
+        with quiet():
             try:
                 # Arithmetic as the types say: other compute units may round fp32 programs to fp16.
                 self._model = toolkit.ct.models.MLModel(

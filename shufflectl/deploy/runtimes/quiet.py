@@ -6,13 +6,14 @@ into the error; with ``-v`` (the logger ``shufflectl`` at debug level) they go w
 """
 
 import contextlib
-import logging
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from shufflectl.converters.quiet import verbose
 
 __all__ = ["Captured", "quiet_stderr"]
 
@@ -45,7 +46,7 @@ def quiet_stderr() -> Iterator[Captured]:
     The redirection is the process's, not the thread's. Bodies of several threads run one after another.
     """
     captured = Captured()
-    if logging.getLogger("shufflectl").isEnabledFor(logging.DEBUG):
+    if verbose():
         yield captured
         return
     with _LOCK, tempfile.TemporaryFile() as sink:

@@ -21,6 +21,7 @@ from shufflectl.converters.coreml.emit import DEPLOYMENT_TARGETS, MAX_BATCH, emi
 from shufflectl.converters.coreml.names import Namer
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.quiet import quiet
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.trace import Trace
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
@@ -243,7 +244,7 @@ def test_the_same_bytes_after_an_emission_that_failed(tmp_path: Path) -> None:
 
 def test_coremltools_opens_the_package(tiny_fp16: Path) -> None:
     kit = toolkit.load()
-    with toolkit.quiet(kit):
+    with quiet():
         model = kit.ct.models.MLModel(str(tiny_fp16), skip_model_load=True)
         assert ["image"] == [feature.name for feature in model.get_spec().description.input]
         assert (Path(model.weights_dir) / "weight.bin").is_file()

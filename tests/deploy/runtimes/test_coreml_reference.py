@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shufflectl.converters.coreml import toolkit
 from shufflectl.converters.coreml.package import write_package
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY
+from shufflectl.converters.quiet import quiet
 from shufflectl.deploy.runtimes.coreml import CoreML
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference, protos
 from shufflectl.deploy.runtimes.coreml_reference.blob import BlobFile
@@ -43,7 +44,7 @@ def converted(kit: toolkit.Toolkit, program: Any, path: Path, **options: Any) ->
     """Convert with coremltools alone, as its users do."""
     ct = kit.ct
     options.setdefault("minimum_deployment_target", ct.target.iOS16)
-    with toolkit.quiet(kit):
+    with quiet():
         model = ct.convert(program, convert_to="mlprogram", skip_model_load=True, **options)
         model.save(str(path))
     return path
@@ -56,7 +57,7 @@ def converted(kit: toolkit.Toolkit, program: Any, path: Path, **options: Any) ->
 def test_what_coremltools_converts_from_torch_runs(half: bool, kit: toolkit.Toolkit, tmp_path: Path) -> None:
     net, image = tiny_v2(), example()
     # Not torch.jit.trace: coremltools 9 stumbles over the sizes that it records, with numpy 2.4.
-    with toolkit.quiet():
+    with quiet():
         exported = torch.export.export(net, (image,)).run_decompositions({})
     precision = kit.ct.precision.FLOAT16 if half else kit.ct.precision.FLOAT32
     path = converted(
@@ -197,7 +198,7 @@ def test_upsampling_that_coremltools_converts_from_torch(
 ) -> None:
     net = torch.nn.Upsample(scale_factor=2, mode=mode, align_corners=align)
     x = example(5)
-    with toolkit.quiet():
+    with quiet():
         traced = torch.jit.trace(net, x)
     path = converted(
         kit,
@@ -578,7 +579,7 @@ def test_a_package_runs_without_importing_coremltools(small: Path) -> None:
 
 def test_coremltools_and_the_reader_share_their_message_classes(kit: toolkit.Toolkit, small: Path) -> None:
     spec, _ = read_model(small)
-    with toolkit.quiet(kit):
+    with quiet():
         model = kit.ct.models.MLModel(str(small), skip_model_load=True)
     assert type(spec) is type(model.get_spec())
 
