@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from shufflectl.converters.graph import Graph, TensorRecord
 
-__all__ = ["Editor", "channel_axis_size"]
+__all__ = ["Editor", "channel_axis_size", "take"]
 
 Dim = int | str
 
@@ -27,6 +27,17 @@ def channel_axis_size(value: ir.Value) -> int:
     if not isinstance(size, int):
         raise TypeError(f"tensor {value.name!r} has no known number of channels")
     return size
+
+
+def take(array: NDArray[Any], axis: int, layout: Sequence[int], padding: float) -> NDArray[Any]:
+    """Return the entries of a layout on an axis, padding where it is -1."""
+    index = np.asarray(layout)
+    taken: NDArray[Any] = np.take(array, np.maximum(index, 0), axis=axis)
+    if (index < 0).any():
+        shape = [1] * array.ndim
+        shape[axis] = len(index)
+        taken = np.where((index >= 0).reshape(shape), taken, array.dtype.type(padding))
+    return taken
 
 
 class Editor:

@@ -16,7 +16,8 @@ depthwise convolution) are permuted to match. Nothing else moves: about 1 to 2 T
 Conditions: none on the model; it works on the channel maps of all consumers. What it leaves, it names: what
 stands between two grouped convolutions (V1) or around operators that are not known to keep channels apart. A
 graph output gets its channels in the captured order, by one gather where they are not. Weights that several
-nodes share are duplicated where their orders differ, with a note. Shuffles that remain are lowered to rank 4.
+nodes share are duplicated where their orders differ, with a note. Shuffles that remain go to `commute`
+and `rank4`.
 """
 
 from shufflectl.converters.graph import Graph

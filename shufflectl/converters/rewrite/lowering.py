@@ -97,7 +97,7 @@ class Report:
 
     Attributes:
         lowering: Its name.
-        changed: Whether the graph differs from the one it was given.
+        changed: Whether the graph differs from the one it was given, if only by nodes that nothing read.
         sites: One report a site, in graph order.
         left_alone: Data movement that is no channel map, and why.
         notes: What else a reader should know: weights that are no longer shared, for example.
@@ -201,6 +201,7 @@ LOWERINGS: Final[Mapping[str, Entry]] = MappingProxyType(
             _entry("interleave", "concat on a new axis, then reshape"),
             _entry("gather", "constant indices"),
             _entry("conv", "1x1 convolution with a permutation matrix"),
+            _entry("commute", "behind the depthwise convolution, in long runs"),
             _entry("fold", "in the weights; units read slices", folds=True),
             _entry("fold-split", "in the weights; convolutions split by lifetime", folds=True),
         ]
@@ -259,6 +260,14 @@ def bytes_moved(nodes: list[ir.Node]) -> int:
     return total
 
 
+def _outline(graph: Graph) -> list[tuple[str, ...]]:
+    """Return the nodes with all names. A rewrite gives every new tensor and constant a new name."""
+    return [
+        (node.op_type, *(str(v.name) if v is not None else "" for v in (*node.inputs, *node.outputs)))
+        for node in graph.nodes
+    ]
+
+
 def largest_rank(graph: Graph) -> int:
     """Return the largest rank of any tensor that a node makes."""
     return max((len(v.shape) for n in graph.nodes for v in n.outputs if v.shape is not None), default=0)
@@ -270,14 +279,13 @@ def report(
     after: Graph,
     sites: tuple[SiteReport, ...],
     *,
-    changed: bool,
     provenance: Provenance,
     notes: tuple[str, ...] = (),
 ) -> Report:
     """Return a lowering's report, the counts taken from both graphs."""
     return Report(
         lowering=name,
-        changed=changed,
+        changed=_outline(before) != _outline(after),
         sites=sites,
         left_alone=tuple(left.reason for left in provenance.left_alone),
         notes=notes,
@@ -303,4 +311,4 @@ def unchanged(name: str, graph: Graph, why: str) -> tuple[Graph, Report]:
     provenance = analyze(graph)
     sites = tuple(kept(graph, provenance, site, why) for site in provenance.sites)
     copy = graph.clone()
-    return copy, report(name, graph, copy, sites, changed=False, provenance=provenance)
+    return copy, report(name, graph, copy, sites, provenance=provenance)

@@ -13,18 +13,18 @@ With tensors in pieces, a node that mixes becomes one node a piece, each with it
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.rewrite import rank4
-from shufflectl.converters.rewrite.edit import Editor, channel_axis_size
+from shufflectl.converters.rewrite import commute, rank4
+from shufflectl.converters.rewrite.edit import Editor, channel_axis_size, take
 from shufflectl.converters.rewrite.lowering import (
     Options,
     Report,
     SiteReport,
     bytes_moved,
+    largest_rank,
     operators,
     report,
 )
@@ -35,16 +35,8 @@ from shufflectl.converters.rewrite.roles import Carries, Mixes, Parameter
 
 __all__ = ["relayout"]
 
-
-def _take(array: NDArray[Any], axis: int, layout: Sequence[int], padding: float) -> NDArray[Any]:
-    """Return the entries of a layout on an axis, padding where it is -1."""
-    index = np.asarray(layout)
-    taken: NDArray[Any] = np.take(array, np.maximum(index, 0), axis=axis)
-    if (index < 0).any():
-        shape = [1] * array.ndim
-        shape[axis] = len(index)
-        taken = np.where((index >= 0).reshape(shape), taken, array.dtype.type(padding))
-    return taken
+_RANK = 4
+"""What the TFLite GPU delegate and NNAPI take at most."""
 
 
 class _Writer:
@@ -57,6 +49,8 @@ class _Writer:
         self.reads: dict[str, ir.Value] = {}
         self.ordered: dict[str, ir.Value] = {}
         self.made_for: dict[str, list[str]] = {}
+        self._makers = {str(v.name): n for n in plan.graph.nodes for v in n.outputs}
+        self._as_it_was: dict[str, bool] = {}
         self._places: dict[Channel, tuple[int, int]] = {}
 
     # What is read.
@@ -130,8 +124,17 @@ class _Writer:
         whole = self._concat(parts, f"{base}.all")
         return whole if index == list(range(total)) else self.editor.gather(whole, index, base)
 
-    def _untouched(self, sources: Sequence[str]) -> bool:
-        return all(self.plan.classes[s].natural and len(self.plan.classes[s].pieces) == 1 for s in sources)
+    def _untouched(self, tensor: str) -> bool:
+        """Whether the data movement that made a tensor still makes it: all that it touches is as it was."""
+        if tensor not in self._as_it_was:
+            producer = self._makers.get(tensor)
+            if producer is not None and is_movement(producer):
+                given = [str(v.name) for v in producer.inputs if v is not None]
+                self._as_it_was[tensor] = all(self._untouched(name) for name in given)
+            else:
+                own = self.plan.classes.get(tensor)
+                self._as_it_was[tensor] = own is None or (own.natural and len(own.pieces) == 1)
+        return self._as_it_was[tensor]
 
     def _note(self, tensor: str, before: set[str]) -> None:
         self.made_for.setdefault(tensor, []).extend(
@@ -143,7 +146,7 @@ class _Writer:
         if read.item in self.reads:
             return self.reads[read.item]
         own = self.plan.classes[read.item]
-        if own.natural and self._untouched(read.map.sources) and read.item not in self.plan.runs:
+        if own.natural and self._untouched(read.tensor) and read.item not in self.plan.runs:
             value = self.editor.value(read.tensor)
         else:
             before = {label(n) for n in self.editor.graph.nodes}
@@ -169,7 +172,7 @@ class _Writer:
     def _in_order(self, tensor: str) -> ir.Value:
         """Return a tensor that data movement makes in the captured order."""
         channels = self.plan.provenance.maps[tensor]
-        if self._untouched(channels.sources):
+        if self._untouched(tensor):
             return self.editor.value(tensor)
         if tensor not in self.ordered:
             before = {label(n) for n in self.editor.graph.nodes}
@@ -222,7 +225,7 @@ class _Writer:
         new = old
         for parameter, layout in parameters:
             if parameter.index == index and list(layout) != list(range(old.shape[parameter.axis])):
-                new = _take(new, parameter.axis, layout, parameter.padding)
+                new = take(new, parameter.axis, layout, parameter.padding)
         return None if new is old else new
 
     def _finish(self, node: ir.Node, own: Class) -> None:
@@ -298,16 +301,16 @@ class _Writer:
 
 
 def _site_reports(
-    writer: _Writer, graph: Graph, after: Graph, name: str, why: str, rest: Report
+    writer: _Writer, graph: Graph, after: Graph, name: str, why: str, rest: Sequence[SiteReport]
 ) -> tuple[SiteReport, ...]:
     alive = {label(n): n for n in after.nodes}
-    lowered = {site.name: site for site in rest.sites if site.form != "kept"}
+    lowered = {site.name: site for site in rest if site.form != "kept"}
     found = []
     for site in writer.plan.provenance.sites:
         before = [n for n in graph.nodes if label(n) in site.nodes]
         left = [alive[n] for n in site.nodes if n in alive]
         refused = _refusals(writer.plan, site) if left else ()
-        if left and site.name in lowered:
+        if site.name in lowered:
             inner = lowered[site.name]
             new = (inner.operators_after, inner.bytes_after)
             form, reason = inner.form, f"{inner.why}; {name} leaves it"
@@ -354,8 +357,21 @@ def _refusals(plan: Plan, site: Site) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reasons))
 
 
+def _lower_the_rest(graph: Graph, options: Options) -> tuple[Graph, tuple[SiteReport, ...]]:
+    """Return the graph with the shuffles that remain as cheap as they get one by one."""
+    if not any(site.shuffles for site in analyze(graph).sites):
+        return graph, ()
+    result, moved = commute.apply(graph, options)
+    if largest_rank(result) <= _RANK:
+        return result, moved.sites
+    # After the move, because it sees whole chains; only what joins or divides tensors is left for this.
+    result, lowered = rank4.apply(result, options)
+    done = {site.name for site in moved.sites if site.form != "kept"}
+    return result, (*moved.sites, *(s for s in lowered.sites if s.name not in done))
+
+
 def relayout(graph: Graph, options: Options, *, name: str, why: str, split: bool) -> tuple[Graph, Report]:
-    """Return the graph in the layouts of a plan; shuffles that remain are lowered to rank 4.
+    """Return the graph in the layouts of a plan; what shuffles remain are moved and lowered to rank 4.
 
     Args:
         graph: The graph; it is not changed.
@@ -368,11 +384,10 @@ def relayout(graph: Graph, options: Options, *, name: str, why: str, split: bool
     plan = make_plan(graph, provenance, options, split=split)
     writer = _Writer(plan, options)
     folded = writer.write()
-    result, rest = rank4.apply(folded, options)
+    result, rest = _lower_the_rest(folded, options)
     sites = _site_reports(writer, graph, result, name, why, rest)
     notes = tuple(
         f"{shared!r} was shared by several nodes; each has its own copy now"
         for shared in writer.editor.shared
     )
-    changed = any(site.form != "kept" for site in sites) or bool(folded.records != graph.records)
-    return result, report(name, graph, result, sites, changed=changed, provenance=provenance, notes=notes)
+    return result, report(name, graph, result, sites, provenance=provenance, notes=notes)

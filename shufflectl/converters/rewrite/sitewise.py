@@ -88,7 +88,6 @@ def rewrite_sites(graph: Graph, lowering: str, why: str, build: Build) -> tuple[
     provenance = analyze(graph)
     editor = Editor(graph)
     sites: list[SiteReport] = []
-    changed = False
     for site in provenance.sites:
         if not site.shuffles:
             sites.append(kept(graph, provenance, site, "no channel changes its place among its neighbours"))
@@ -105,7 +104,6 @@ def rewrite_sites(graph: Graph, lowering: str, why: str, build: Build) -> tuple[
         before = [n for n in graph.nodes if label(n) in site.nodes]
         for output, value in zip(site.outputs, made, strict=True):
             editor.replace(editor.value(output.name), value)
-        changed = True
         sites.append(
             SiteReport(
                 site.name,
@@ -120,7 +118,7 @@ def rewrite_sites(graph: Graph, lowering: str, why: str, build: Build) -> tuple[
             )
         )
     result = editor.finish()
-    return result, report(lowering, graph, result, tuple(sites), changed=changed, provenance=provenance)
+    return result, report(lowering, graph, result, tuple(sites), provenance=provenance)
 
 
 def permutation_matrix(channels: Sequence[int], total: int, dtype: np.dtype[np.generic]) -> np.ndarray:
