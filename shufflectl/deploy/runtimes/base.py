@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.trace import Trace
+from shufflectl.errors import DataError
 
-__all__ = ["Arrays", "Availability", "Runtime", "Session", "TensorSpec"]
+__all__ = ["Arrays", "Availability", "Runtime", "Session", "TensorSpec", "check_inputs"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -107,3 +108,30 @@ class Runtime(Protocol):
             UnavailableError: The runtime does not exist on this platform.
             MissingDependencyError: Its package is not installed.
         """
+
+
+def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Check what a session is given against what its file declares.
+
+    Raises:
+        DataError: An input is missing or unknown, is empty, or its shape or type does not fit.
+    """
+    names = ", ".join(spec.name for spec in specs)
+    known = {spec.name for spec in specs}
+    for name in inputs:
+        if name not in known:
+            raise DataError(f"the model has no input {name!r}", hint=f"its inputs are: {names}")
+    for spec in specs:
+        array = inputs.get(spec.name)
+        if array is None:
+            raise DataError(f"input {spec.name!r} is missing", hint=f"the model's inputs are: {names}")
+        fits = len(array.shape) == len(spec.shape) and all(
+            want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != spec.dtype or 0 in array.shape:
+            wanted = ", ".join("any" if d is None else str(d) for d in spec.shape)
+            raise DataError(
+                f"input {spec.name!r} is {array.dtype} {list(array.shape)}, and the model takes "
+                f"{spec.dtype} [{wanted}]",
+                hint="resize, convert or transpose the images to what the model takes",
+            )

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.trace import Trace
-from shufflectl.deploy.runtimes.base import Arrays, Availability, TensorSpec
-from shufflectl.errors import ArtifactError, DataError, MissingDependencyError, UnavailableError
+from shufflectl.deploy.runtimes.base import Arrays, Availability, check_inputs
+from shufflectl.errors import ArtifactError, MissingDependencyError, UnavailableError
 
 __all__ = ["CoreML"]
 
@@ -68,7 +66,11 @@ class CoreMLSession:
             CoreMLReferenceSession,
         )
 
-        self._reference = CoreMLReferenceSession(artifact)
+        interface = CoreMLReferenceSession(artifact)
+        self.inputs = interface.inputs
+        self.outputs = interface.outputs
+        self.info = interface.info
+        self.trace = interface.trace
         self._artifact = artifact
         toolkit = load()
         with quiet():
@@ -81,26 +83,6 @@ class CoreMLSession:
                 raise ArtifactError(
                     f"Core ML cannot load {artifact}: {error}", hint="export it again"
                 ) from error
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs, in the file's order."""
-        return self._reference.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs, in the file's order."""
-        return self._reference.outputs
-
-    @property
-    def info(self) -> ModelInfo | None:
-        """What the file says about itself."""
-        return self._reference.info
-
-    @property
-    def trace(self) -> Trace:
-        """Where the captured graph's tensors are."""
-        return self._reference.trace
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
         """Execute the model once; see `Session.run`.
@@ -116,9 +98,7 @@ class CoreMLSession:
                 f"Core ML does not give the inner tensor {hidden[0]!r}",
                 hint="use the runtime coreml-reference",
             )
-        for spec in self.inputs:
-            if spec.name not in inputs:
-                raise DataError(f"input {spec.name!r} is missing")
+        check_inputs(self.inputs, inputs)
         try:
             results = self._model.predict(dict(inputs))
         except (RuntimeError, ValueError, TypeError) as error:

@@ -18,42 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.trace import Trace
 from shufflectl.deploy.runtimes import tflite_file
-from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec
+from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec, check_inputs
 from shufflectl.deploy.runtimes.quiet import Captured, quiet_stderr
-from shufflectl.errors import ArtifactError, DataError, MissingDependencyError, UnsupportedOperatorError
+from shufflectl.errors import ArtifactError, MissingDependencyError, UnsupportedOperatorError
 
-__all__ = ["LiteRT", "check_inputs"]
+__all__ = ["LiteRT"]
 
 _REMEDY = "pip install 'shufflectl[tflite]'"
-
-
-def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:
-    """Check a call's inputs against what a file declares.
-
-    Raises:
-        DataError: An input is missing or unknown, or its shape or type does not fit.
-    """
-    known = {spec.name for spec in specs}
-    for name in inputs:
-        if name not in known:
-            raise DataError(
-                f"the model has no input {name!r}", hint=f"its inputs are: {', '.join(sorted(known))}"
-            )
-    for spec in specs:
-        if spec.name not in inputs:
-            raise DataError(f"input {spec.name!r} is missing")
-        array = inputs[spec.name]
-        fits = len(array.shape) == len(spec.shape) and all(
-            want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
-        )
-        if not fits or 0 in array.shape:
-            wanted = ["?" if d is None else d for d in spec.shape]
-            raise DataError(f"input {spec.name!r} has shape {list(array.shape)}, and the file wants {wanted}")
-        if array.dtype != spec.dtype:
-            raise DataError(f"input {spec.name!r} is {array.dtype}, and the file wants {spec.dtype}")
 
 
 def _spec(detail: Mapping[str, Any]) -> TensorSpec:
@@ -135,27 +107,13 @@ class _Session:
         self._threads = threads
         self._fast = _Interpreter(file, threads, taps=False)
         self._keeping: _Interpreter | None = None
-        self._inputs = tuple(_spec(d) for d in self._fast.inputs)
-        self._outputs = tuple(_spec(d) for d in self._fast.outputs)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def info(self) -> ModelInfo | None:
-        return self._file.info
-
-    @property
-    def trace(self) -> Trace:
-        return self._file.trace
+        self.inputs = tuple(_spec(d) for d in self._fast.inputs)
+        self.outputs = tuple(_spec(d) for d in self._fast.outputs)
+        self.info = file.info
+        self.trace = file.trace
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
-        check_inputs(self._inputs, inputs)
+        check_inputs(self.inputs, inputs)
         if not taps:
             return self._fast.run(inputs, ())
         if self._keeping is None:

@@ -29,8 +29,8 @@ from onnx import external_data_helper
 
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.trace import Trace
-from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec
-from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError
+from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec, check_inputs
+from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
 __all__ = ["OnnxRuntime"]
 
@@ -240,24 +240,10 @@ class _OrtSession:
         self._threads = threads
         self._session = self._build(file.data, optimise=True)
         self._tapped: tuple[frozenset[str], Any] | None = None
-        self._inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
-        self._outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def info(self) -> ModelInfo | None:
-        return self._file.info
-
-    @property
-    def trace(self) -> Trace:
-        return self._file.trace
+        self.inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
+        self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
+        self.info = file.info
+        self.trace = file.trace
 
     def _build(self, data: bytes, *, optimise: bool) -> Any:
         import onnxruntime as ort
@@ -297,31 +283,9 @@ class _OrtSession:
             self._tapped = (taps, self._build(proto.SerializeToString(), optimise=False))
         return self._tapped[1]
 
-    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        names = [spec.name for spec in self._inputs]
-        for name in inputs:
-            if name not in names:
-                raise DataError(
-                    f"the model has no input {name!r}", hint="its inputs are: " + ", ".join(names)
-                )
-        for spec in self._inputs:
-            array = inputs.get(spec.name)
-            if array is None:
-                raise DataError(f"input {spec.name!r} is missing", hint="its inputs are: " + ", ".join(names))
-            fits = len(array.shape) == len(spec.shape) and all(
-                want is None or want == got for want, got in zip(spec.shape, array.shape, strict=True)
-            )
-            if not fits or array.dtype != spec.dtype:
-                wanted = ", ".join("?" if d is None else str(d) for d in spec.shape)
-                raise DataError(
-                    f"input {spec.name!r} is {array.dtype} {list(array.shape)}, and the model takes "
-                    f"{spec.dtype} [{wanted}]",
-                    hint="resize, convert or transpose the images to what the model takes",
-                )
-
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
-        self._check(inputs)
-        names = [spec.name for spec in self._outputs]
+        check_inputs(self.inputs, inputs)
+        names = [spec.name for spec in self.outputs]
         inner = frozenset(taps) - set(names) - set(inputs)
         session = self._with_taps(inner) if inner else self._session
         wanted = [*names, *sorted(inner)]

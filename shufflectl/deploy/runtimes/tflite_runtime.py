@@ -19,11 +19,8 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.trace import Trace
 from shufflectl.deploy.runtimes import tflite_file
-from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec
-from shufflectl.deploy.runtimes.litert import check_inputs
+from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec, check_inputs
 from shufflectl.errors import ArtifactError, UnavailableError, UnsupportedOperatorError
 
 __all__ = ["TfliteRuntime"]
@@ -175,10 +172,12 @@ class _Session:
         data = np.frombuffer(file.data, np.uint8)
         with self._errors("cannot be loaded"):
             answer, _ = worker.ask({"request": "load", "threads": threads}, {"file": data})
-        self._inputs, self._outputs = (
+        self.inputs, self.outputs = (
             tuple(TensorSpec(e["name"], tuple(e["shape"]), np.dtype(e["dtype"])) for e in answer[key])
             for key in ("inputs", "outputs")
         )
+        self.info = file.info
+        self.trace = file.trace
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -195,24 +194,8 @@ class _Session:
                 raise UnsupportedOperatorError(names, "CUSTOM", "tflite-runtime") from e
             raise ArtifactError(f"{name} {what} by tflite-runtime: {e}", hint="export the model again") from e
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def info(self) -> ModelInfo | None:
-        return self._file.info
-
-    @property
-    def trace(self) -> Trace:
-        return self._file.trace
-
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
-        check_inputs(self._inputs, inputs)
+        check_inputs(self.inputs, inputs)
         with self._errors("cannot be run"):
             return self._worker.ask({"request": "run", "taps": list(taps)}, inputs)[1]
 

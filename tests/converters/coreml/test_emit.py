@@ -26,7 +26,7 @@ from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.trace import Trace
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
-from shufflectl.errors import GraphError, MissingDependencyError, OutputError, UsageError
+from shufflectl.errors import DataError, GraphError, MissingDependencyError, OutputError, UsageError
 from shufflectl.models.preprocess import IMAGENET
 from support.coreml import INFO, differences, execute, onnx_values, package, sqnr
 from support.graphs import graph_from_text
@@ -102,6 +102,8 @@ def test_a_dynamic_batch_is_a_flexible_shape(tmp_path: Path) -> None:
     with CoreMLReference().load(path) as session:
         assert (None, 3, 32, 32) == session.inputs[0].shape
         assert (None, 10) == session.outputs[0].shape
+        with pytest.raises(DataError, match=r"takes \[1 to 1024, 3, 32, 32\]"):
+            session.run({"image": np.broadcast_to(np.float32(0), (MAX_BATCH + 1, 3, 32, 32))})
     found = differences(graph, path, batch)
     assert [] == [(name, db) for name, db in found.items() if db < 100]
 

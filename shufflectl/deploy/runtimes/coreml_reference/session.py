@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.trace import Trace
-from shufflectl.deploy.runtimes.base import Arrays, TensorSpec
+from shufflectl.deploy.runtimes.base import Arrays, TensorSpec, check_inputs
 from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
 from shufflectl.deploy.runtimes.coreml_reference.program import (
@@ -118,12 +118,11 @@ class CoreMLReferenceSession:
                 raise ArtifactError(
                     f"{self._artifact} has no tensor {name!r}", hint="see the session's trace"
                 )
+        check_inputs(self.inputs, inputs)
         values: dict[str, torch.Tensor] = {}
         for spec in self.inputs:
-            values[spec.name] = held(self._checked(spec, inputs))
-        unknown = sorted(set(inputs) - set(values))
-        if unknown:
-            raise DataError(f"the model has no input {unknown[0]!r}", hint=f"its inputs: {', '.join(values)}")
+            self._check_bounds(spec, inputs[spec.name])
+            values[spec.name] = held(inputs[spec.name])
         wanted = [spec.name for spec in self.outputs]
         wanted += [name for name in taps if name not in wanted]
         kept = set(wanted)
@@ -149,24 +148,19 @@ class CoreMLReferenceSession:
         # A copy: a result may share its memory with another, or with a constant.
         return np.array(array, dtype or self._declared[name].dtype, order="C")
 
-    def _checked(self, spec: TensorSpec, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        if spec.name not in inputs:
-            raise DataError(
-                f"input {spec.name!r} is missing", hint=f"give an array of shape {_text(spec.shape)}"
-            )
-        array = inputs[spec.name]
+    def _check_bounds(self, spec: TensorSpec, array: NDArray[Any]) -> None:
+        """Check sizes that are free within bounds."""
         bounds = self._bounds[spec.name]
-        fits = array.ndim == len(bounds.lower) and all(
-            low <= size <= high
-            for size, low, high in zip(array.shape, bounds.lower, bounds.upper, strict=True)
-        )
-        if not fits or array.dtype != spec.dtype:
-            raise DataError(
-                f"input {spec.name!r} is {array.dtype} {list(array.shape)}, and the model takes "
-                f"{spec.dtype} {_text(spec.shape)}",
-                hint="prepare the images for this model",
+        ranges = zip(array.shape, bounds.lower, bounds.upper, strict=True)
+        if not all(low <= size <= high for size, low, high in ranges):
+            allowed = ", ".join(
+                str(low) if low == high else f"{low} to {high}"
+                for low, high in zip(bounds.lower, bounds.upper, strict=True)
             )
-        return array
+            raise DataError(
+                f"input {spec.name!r} has shape {list(array.shape)}, and the model takes [{allowed}]",
+                hint="split the batch, or export with --batch dynamic",
+            )
 
     def _input(self, feature: Any) -> TensorSpec:
         array = _array_type(feature)
