@@ -11,7 +11,9 @@ from onnxscript import optimizer
 
 from shufflectl.converters.capture.batch import check_batch_free, make_batch_free
 from shufflectl.converters.capture.batchnorm import fold_graph
+from shufflectl.converters.capture.expand import drop_expands
 from shufflectl.converters.capture.exporter import BATCH
+from shufflectl.converters.capture.gathernd import make_gathers_plain
 from shufflectl.errors import GraphError
 
 __all__ = ["check", "simplify"]
@@ -61,6 +63,8 @@ def simplify(model: ir.Model) -> ir.Model:
         ) from error
     del proto.metadata_props[:]  # onnxsim's account of its own work
     result = ir.from_proto(proto)
+    make_gathers_plain(result)  # after onnxsim, which folds the indices
+    drop_expands(result)  # here, because it reads shapes
     common.RemoveUnusedNodesPass()(result)
     return result
 
