@@ -20,7 +20,8 @@ from shufflectl.errors import UsageError, nearest
 __all__ = ["ExportRequest", "ParityOptions"]
 
 _MAX_BATCH = 4096
-_MAX_SIZE = 8192
+_MAX_SIZE = 2048
+_MAX_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,17 @@ class ParityOptions:
         Raises:
             UsageError: A word is not one of the choices, or a number is out of range.
         """
-        return cls(images=_count(images), runtimes=_runtimes(runtimes), **rest)
+        options = cls(images=_count(images), runtimes=_runtimes(runtimes), **rest)
+        if options.seed < 0:
+            raise UsageError(f"{options.seed} is not a seed", hint="give a number from 0 upwards")
+        if not 0 < options.threads <= _MAX_THREADS:  # runtimes start as many as they are told to
+            raise UsageError(
+                f"{options.threads} is not a number of threads",
+                hint=f"give a number from 1 to {_MAX_THREADS}",
+            )
+        for precision in PRECISIONS:
+            options.limits(precision)
+        return options
 
     def limits(self, precision: str) -> Limits:
         """Return the limits for a file of that precision."""

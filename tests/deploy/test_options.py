@@ -34,7 +34,7 @@ def test_words_are_repeatable_and_separated_by_commas_and_kept_once() -> None:
         {"batch": "\u0661"},
         {"batch": "100000"},
         {"layout": "NHWC"},
-        {"input_size": 100_000},
+        {"input_size": 2049},
         {"minimum_deployment_target": "iOS14"},
         {"minimum_deployment_target": "16"},
     ],
@@ -84,6 +84,23 @@ def test_images_is_a_number_or_all() -> None:
 def test_other_numbers_of_images_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         ParityOptions.parse(images=text, runtimes=())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": -1},
+        {"threads": 0},
+        {"threads": 100_000},
+        {"sqnr": float("nan")},
+        {"max_rel": -1.0},
+        {"top1": 2.0},
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_any_work(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        ParityOptions.parse(images="1", runtimes=(), **changes)
+    assert caught.value.hint
 
 
 def test_limits_take_what_the_user_gave_over_the_defaults() -> None:
