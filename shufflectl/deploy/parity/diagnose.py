@@ -780,7 +780,10 @@ def _leftover(case: Case) -> Diagnosis:
         )
     worst = np.unravel_index(int(delta.argmax()), delta.shape)
     place = [int(position) for position in worst]
-    text = f"unknown: largest at {place}, {actual[worst]:.4g} where {expected[worst]:.4g} is expected"
+    text = (
+        f"no known cause fits; the largest difference is at {place}, {actual[worst]:.4g} "
+        f"where {expected[worst]:.4g} is expected"
+    )
     if expected.ndim >= 2:
         wrong = _wrong_channels(case)
         text += f"; {wrong.size} of {expected.shape[1]} channels differ"

@@ -270,7 +270,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"spoil": {"stage_2": put(np.s_[:, 1, 2:4, 3], 7.0)}},
         "stage_2",
         "unknown",
-        r"unknown: largest at .* 1 of 8 channels differ",
+        r"no known cause fits; the largest difference is at .* 1 of 8 channels differ",
     ),
     "bgr": ({"before": lambda x: x[:, ::-1]}, "stem_1", "image", "its image were BGR where RGB is expected"),
     "not normalised": (
