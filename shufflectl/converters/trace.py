@@ -92,7 +92,7 @@ class Trace(Mapping[str, TensorView]):
         return json.dumps(rows, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Read what `to_json` wrote.
 
         Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shufflectl.deploy.inspect.files import info_from_text
+from shufflectl.deploy.files import info_from_text
 from shufflectl.deploy.inspect.program import (
     Contraction,
     Operation,

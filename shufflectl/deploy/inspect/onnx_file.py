@@ -5,7 +5,7 @@ Shapes that the file does not state are inferred. A free batch (an input's first
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from shufflectl.converters.graph import Graph
-from shufflectl.deploy.inspect.files import info_from_text, read_limited
+from shufflectl.deploy.files import EXPORT_AGAIN, info_from_text, read_file
 from shufflectl.deploy.inspect.program import (
     Contraction,
     Operation,
@@ -25,12 +25,12 @@ from shufflectl.deploy.inspect.program import (
     known_shape,
     role_table,
 )
+from shufflectl.deploy.onnx_weights import external_files, stored_tensors
 from shufflectl.errors import ArtifactError
 
 __all__ = ["read_graph", "read_onnx"]
 
 _WHAT = "an ONNX file"
-_HINT = "export it again, or copy it again from where it came"
 _STANDARD = ("", "ai.onnx")
 _DOMAINS = (*_STANDARD, "com.microsoft", "com.microsoft.nchwc")
 # Shapes, axes and pads are smaller than this; larger constants are weights, and stay unread.
@@ -119,17 +119,22 @@ def read_onnx(path: Path) -> tuple[Program, int]:
         ArtifactError: It is missing, damaged or no ONNX file, or its external weights are missing or lie
             outside of its folder.
     """
-    data = read_limited(path, _WHAT)
+    data = read_file(path, _WHAT)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except (DecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated", hint=_HINT) from error
+        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated", hint=EXPORT_AGAIN) from error
     if not model.ir_version or not model.opset_import or not model.graph.output:
-        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated: it holds no graph", hint=_HINT)
+        raise ArtifactError(
+            f"{path} is not {_WHAT}, or it is truncated: it holds no graph", hint=EXPORT_AGAIN
+        )
     if not all(isinstance(text, str) for text in _texts(model)):
-        raise ArtifactError(f"{path} is a damaged ONNX file: some of its names are not text", hint=_HINT)
-    return read_model(model, "onnx"), len(data) + _external_bytes(model, path)
+        raise ArtifactError(
+            f"{path} is a damaged ONNX file: some of its names are not text", hint=EXPORT_AGAIN
+        )
+    size = len(data) + sum(file.stat().st_size for file in external_files(model, path))
+    return read_model(model, "onnx"), size
 
 
 def read_graph(graph: Graph) -> Program:
@@ -143,7 +148,7 @@ def read_model(model: onnx.ModelProto, format_name: str) -> Program:
     inputs = tuple(_value(v) for v in model.graph.input if v.name not in declared)
     outputs = tuple(_value(v) for v in model.graph.output)
     props = {p.key: p.value for p in model.metadata_props}
-    _drop_weights(model.graph)
+    _drop_weights(model)
     _bind_batch(model.graph)
     if not _complete(model.graph):
         model = _with_shapes(model)
@@ -157,47 +162,6 @@ def read_model(model: onnx.ModelProto, format_name: str) -> Program:
     )
 
 
-def _external_bytes(model: onnx.ModelProto, path: Path) -> int:
-    """Return the size of the files of external weights, having checked that they are where they may be."""
-    needed: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        try:
-            end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-        except ValueError as error:
-            raise ArtifactError(
-                f"{path} says where the weight {tensor.name!r} is in a way that makes no sense", hint=_HINT
-            ) from error
-        needed[location] = max(needed.get(location, 0), end)
-    total = 0
-    folder = path.parent.resolve()
-    for location, end in needed.items():
-        pure = PurePosixPath(location)
-        inside = location and "\0" not in location and not pure.is_absolute()
-        file = (folder / pure).resolve() if inside else folder
-        if file == folder or not file.is_relative_to(folder):
-            raise ArtifactError(
-                f"{path} wants weights from {location!r}, which is outside of its folder",
-                hint="do not trust this file; save the model again with its weights beside it",
-            )
-        if not file.is_file():
-            raise ArtifactError(
-                f"{path} keeps its weights in {location!r}, which is missing",
-                hint=f"copy {location!r} into {path.parent}",
-            )
-        size = file.stat().st_size
-        if size < end:
-            raise ArtifactError(
-                f"{path} keeps {end} bytes of weights in {location!r}, which has {size}: it is truncated",
-                hint=f"copy {location!r} again from where it came",
-            )
-        total += size
-    return total
-
-
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
     """Yield the strings that are read from a model; protobuf gives what is not UTF-8 as bytes."""
     yield from (model.producer_name, model.producer_version)
@@ -208,29 +172,15 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield info.name
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-    for tensor in _tensors(graph):
+    for tensor in stored_tensors(model):
         yield tensor.name
         for entry in tensor.external_data:
             yield from (entry.key, entry.value)
-    for sparse in graph.sparse_initializer:
-        yield sparse.values.name
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
-            for sub in attribute.graphs:
-                yield from _tensors(sub)
-
-
-def _drop_weights(graph: onnx.GraphProto) -> None:
+def _drop_weights(model: onnx.ModelProto) -> None:
     """Drop the values of large constants, so that inferring shapes does not copy them."""
-    for tensor in _tensors(graph):
+    for tensor in stored_tensors(model):
         if math.prod(max(d, 0) for d in tensor.dims) > _SMALL:
             for kept in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
                 tensor.ClearField(kept)

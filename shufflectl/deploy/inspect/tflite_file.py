@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shufflectl.converters.metadata import METADATA_KEY
-from shufflectl.deploy.inspect.files import info_from_text, read_limited
+from shufflectl.deploy.files import EXPORT_AGAIN, info_from_text, read_file
 from shufflectl.deploy.inspect.program import (
     Contraction,
     Operation,
@@ -30,7 +30,6 @@ from shufflectl.errors import ArtifactError, MissingDependencyError
 __all__ = ["read_tflite"]
 
 _WHAT = "a TFLite file"
-_HINT = "export it again, or copy it again from where it came"
 _MAX_TABLES = 250_000
 _MAX_RANK = 64
 
@@ -104,13 +103,13 @@ def read_tflite(path: Path) -> tuple[Program, int]:
         if package not in ("ai_edge_litert", "flatbuffers"):
             raise
         raise MissingDependencyError(package.replace("_", "-"), "tflite", f"reading {path.name}") from error
-    data = read_limited(path, _WHAT)
+    data = read_file(path, _WHAT)
     if data[4:8] != b"TFL3":
         raise ArtifactError(f"{path} is not {_WHAT}: it does not begin as one", hint="check the path")
     try:
         return _Reader(schema, data).program(), len(data)
     except _DAMAGE as error:
-        raise ArtifactError(f"{path} is a damaged or truncated TFLite file", hint=_HINT) from error
+        raise ArtifactError(f"{path} is a damaged or truncated TFLite file", hint=EXPORT_AGAIN) from error
 
 
 class _Reader:

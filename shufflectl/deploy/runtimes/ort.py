@@ -15,10 +15,9 @@ loaded.
 
 import contextlib
 import importlib.metadata
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -27,15 +26,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import external_data_helper
 
-from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
-from shufflectl.converters.trace import Trace
+from shufflectl.deploy.files import EXPORT_AGAIN, own_metadata, read_file
+from shufflectl.deploy.onnx_weights import external_files, graphs, stored_tensors
 from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec, check_inputs
 from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
 __all__ = ["OnnxRuntime"]
-
-_MAX_FILE: Final = 2**31 - 1
-"""A protobuf message ends at 2 GiB; larger models keep their weights in a second file."""
 
 _MAX_TENSOR: Final = 2**32
 """The most bytes that one tensor may take."""
@@ -55,8 +51,6 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "tensor(bool)": np.dtype(np.bool_),
 }
 
-_EXPORT_AGAIN: Final = "export the model again, or check that the download is complete"
-
 
 def _first_line(error: Exception) -> str:
     """Return the gist of a message: its first line, without ONNX Runtime's codes and source positions."""
@@ -65,75 +59,27 @@ def _first_line(error: Exception) -> str:
     return re.sub(r"\S*/onnxruntime/\S+ ", "", text).strip()
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graph and those in its nodes' attributes."""
-    pending = [graph]
-    while pending:
-        current = pending.pop()
-        yield current
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    pending.append(attribute.g)
-                pending.extend(attribute.graphs)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor that a graph stores."""
-    for current in _graphs(graph):
-        yield from current.initializer
-        for sparse in current.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                if attribute.HasField("sparse_tensor"):
-                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-                yield from attribute.tensors
-
-
 class _File:
     """A parsed, checked ONNX file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        data = self._read()
+        data = read_file(path, "an ONNX file")
         self.proto = self._parse(data)
-        external = [t for t in self._all_tensors() if t.data_location == onnx.TensorProto.EXTERNAL]
-        for tensor in external:
-            self._check_external(tensor)
+        external = external_files(self.proto, path)
         self._check_sizes()
         if external:
             # Embedded, so that ONNX Runtime opens no file of the artifact's choosing.
             external_data_helper.load_external_data_for_model(self.proto, str(path.parent))
             data = self.proto.SerializeToString()
         self.data = data
-        self.info, self.trace = self._metadata()
+        properties = {entry.key: entry.value for entry in self.proto.metadata_props}
+        self.info, self.trace = own_metadata(properties, path)
 
-    def _error(self, what: str, hint: str = _EXPORT_AGAIN) -> ArtifactError:
-        return ArtifactError(f"{self.path.name} {what}", hint=hint)
-
-    def _read(self) -> bytes:
-        if self.path.is_dir():
-            raise self._error("is a folder, not an ONNX file", "an .onnx artifact is one file")
-        try:
-            size = self.path.stat().st_size
-            if size > _MAX_FILE:
-                raise self._error(
-                    f"has {size} bytes, and an ONNX file ends at 2 GiB", "keep the weights as external data"
-                )
-            return self.path.read_bytes()
-        except FileNotFoundError as error:
-            raise self._error("does not exist", f"looked in {self.path.parent}") from error
-        except OSError as error:
-            raise self._error(
-                f"cannot be read: {error.strerror or error}", "check its permissions"
-            ) from error
+    def _error(self, what: str, hint: str = EXPORT_AGAIN) -> ArtifactError:
+        return ArtifactError(f"{self.path} {what}", hint=hint)
 
     def _parse(self, data: bytes) -> onnx.ModelProto:
-        if data[4:8] == b"TFL3":
-            raise self._error("is a TFLite file, not an ONNX file", "run it with LiteRT")
         try:
             proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
         except DecodeError as error:
@@ -142,52 +88,15 @@ class _File:
             raise self._error("is not an ONNX file, or is damaged: it holds no graph")
         return proto
 
-    def _all_tensors(self) -> Iterator[onnx.TensorProto]:
-        yield from _tensors(self.proto.graph)
-        for function in self.proto.functions:
-            body = onnx.GraphProto(node=function.node)
-            yield from _tensors(body)
-
-    def _check_external(self, tensor: onnx.TensorProto) -> None:
-        """Refuse external data that is not a plain file below the artifact's folder and long enough."""
-        fields = {entry.key: entry.value for entry in tensor.external_data}
-        location = fields.get("location", "")
-        pure = PurePosixPath(location.replace("\\", "/"))
-        folder = self.path.parent.resolve()
-        target = (folder / pure).resolve()
-        if (
-            not location
-            or pure.is_absolute()
-            or ":" in location
-            or ".." in pure.parts
-            or folder not in target.parents
-        ):
-            raise self._error(
-                f"stores tensor {tensor.name!r} outside its own folder ({location!r})",
-                "such a file may be hostile; do not use it",
-            )
-        if not target.is_file():
-            raise self._error(
-                f"needs the file {location!r} for its weights, which is missing", "copy it as well"
-            )
-        try:
-            offset, length = int(fields.get("offset") or 0), int(fields.get("length") or 0)
-        except ValueError as error:
-            raise self._error(
-                f"is damaged: the position of tensor {tensor.name!r} is not a number"
-            ) from error
-        if offset < 0 or length < 0 or offset + length > target.stat().st_size:
-            raise self._error(f"is damaged: tensor {tensor.name!r} reaches beyond the end of {location!r}")
-
     def _check_sizes(self) -> None:
         """Refuse tensors whose declared or inferred shape exceeds what one tensor may take."""
-        for tensor in self._all_tensors():
+        for tensor in stored_tensors(self.proto):
             self._check_size(tensor.name, tensor.dims, tensor.data_type)
         try:
             inferred = onnx.shape_inference.infer_shapes(self.proto, data_prop=True)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise self._error(f"is damaged: {_first_line(error)}") from error
-        for graph in _graphs(inferred.graph):
+        for graph in graphs(inferred.graph):
             for value in (*graph.input, *graph.output, *graph.value_info):
                 dims = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
                 self._check_size(value.name, dims, value.type.tensor_type.elem_type)
@@ -207,19 +116,6 @@ class _File:
                 f"declares tensor {name!r} with {count * itemsize} bytes, more than {_MAX_TENSOR}",
                 "such a file may be hostile; do not use it",
             )
-
-    def _metadata(self) -> tuple[ModelInfo | None, Trace]:
-        properties = {entry.key: entry.value for entry in self.proto.metadata_props}
-        try:
-            info = (
-                ModelInfo.from_json(json.loads(properties[METADATA_KEY]))
-                if METADATA_KEY in properties
-                else None
-            )
-            trace = Trace.from_json(properties[TRACE_KEY]) if TRACE_KEY in properties else Trace()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise self._error("is damaged: its shufflectl metadata cannot be read") from error
-        return info, trace
 
 
 def _spec(arg: Any) -> TensorSpec:
@@ -265,7 +161,7 @@ class _OrtSession:
             raise UnsupportedOperatorError(node, operator, "ONNX Runtime", why=_first_line(error)) from error
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ArtifactError(
-                f"ONNX Runtime cannot load {name}: {_first_line(error)}", hint=_EXPORT_AGAIN
+                f"ONNX Runtime cannot load {name}: {_first_line(error)}", hint=EXPORT_AGAIN
             ) from error
 
     def _with_taps(self, taps: frozenset[str]) -> Any:
@@ -294,7 +190,7 @@ class _OrtSession:
             results = session.run(wanted, feeds)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ArtifactError(
-                f"ONNX Runtime fails on {self._file.path.name}: {_first_line(error)}", hint=_EXPORT_AGAIN
+                f"ONNX Runtime fails on {self._file.path.name}: {_first_line(error)}", hint=EXPORT_AGAIN
             ) from error
         arrays = dict(zip(wanted, results, strict=True))
         arrays.update({tap: inputs[tap] for tap in taps if tap in inputs})

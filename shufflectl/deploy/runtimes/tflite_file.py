@@ -8,7 +8,6 @@ operator reads only what earlier ones made; windows have strides of at least one
 weights in other files is refused: it would make the runtime open files of its choosing.
 """
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -18,15 +17,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.trace import Trace
+from shufflectl.deploy.files import EXPORT_AGAIN, own_metadata, read_file
 from shufflectl.errors import ArtifactError
 
 __all__ = ["TfliteFile", "read"]
-
-_EXPORT_AGAIN: Final = "export the model again, or check that the download is complete"
-_MAX_FILE: Final = 2**31 - 1
-"""A flatbuffer's offsets are 32-bit and signed in places."""
 
 _MAX_TENSOR: Final = 2**32
 """The most bytes that one tensor may take, at batch 1."""
@@ -265,47 +261,21 @@ def read(path: Path) -> TfliteFile:
     Raises:
         ArtifactError: It is missing, damaged or of another kind.
     """
-    data = _bytes(path)
+    data = read_file(path, "a TFLite file")
+    if data[4:8] != b"TFL3":
+        raise ArtifactError(
+            f"{path} is not a TFLite file, or is cut short: it does not begin as one", hint=EXPORT_AGAIN
+        )
     try:
         model = _checked(data)
     except _DamagedError as e:
-        raise ArtifactError(f"{path.name} is damaged: {e}", hint=_EXPORT_AGAIN) from e
+        raise ArtifactError(f"{path} is damaged: {e}", hint=EXPORT_AGAIN) from e
     except _RefusedError as e:
         hint = "only plain models of one graph are run here; convert it with shufflectl"
-        raise ArtifactError(f"{path.name} cannot be used: {e}", hint=hint) from e
-    notes = _notes(data, model)
-    try:
-        info = json.loads(notes[METADATA_KEY]) if METADATA_KEY in notes else None
-        trace = Trace.from_json(notes[TRACE_KEY].decode()) if TRACE_KEY in notes else Trace()
-        described = None if info is None else ModelInfo.from_json(info)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ArtifactError(f"the metadata of {path.name} is damaged: {e}", hint=_EXPORT_AGAIN) from e
+        raise ArtifactError(f"{path} cannot be used: {e}", hint=hint) from e
+    info, trace = own_metadata(_notes(data, model), path)
     custom = tuple(c.get("custom_code", "?") for c in model["operator_codes"] if _code(c) == _CUSTOM)
-    return TfliteFile(path, data, described, trace, custom)
-
-
-def _bytes(path: Path) -> bytes:
-    def error(what: str, hint: str = _EXPORT_AGAIN) -> ArtifactError:
-        return ArtifactError(f"{path.name} {what}", hint=hint)
-
-    if path.is_dir():
-        raise error("is a folder, not a TFLite file", "a .tflite artifact is one file")
-    try:
-        size = path.stat().st_size
-        if size > _MAX_FILE:
-            raise error(f"has {size} bytes, and a TFLite file ends at 2 GiB")
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        raise error("does not exist", f"looked in {path.parent}") from e
-    except OSError as e:
-        raise error(f"cannot be read: {e.strerror or e}", "check its permissions") from e
-    if len(data) < 8:
-        raise error(f"is not a TFLite file, or is cut short: it has {len(data)} bytes")
-    if data[4:8] != b"TFL3":
-        raise error(
-            "is not a TFLite file: it lacks the identifier TFL3", "check that the path names a .tflite file"
-        )
-    return data
+    return TfliteFile(path, data, info, trace, custom)
 
 
 def _checked(data: bytes) -> dict[str, Any]:

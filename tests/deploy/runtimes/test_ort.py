@@ -155,7 +155,7 @@ def test_a_folder_is_not_an_onnx_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "no graph"),
+        (b"", "is empty"),
         (b"\x1c\x00\x00\x00TFL3" + bytes(64), "is a TFLite file"),
         (b"PK\x03\x04" + bytes(64), "not an ONNX file"),
         (b"hello, world\n" * 9, "not an ONNX file"),
@@ -242,7 +242,13 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
     (folder / "sub").mkdir(parents=True)
     (folder / "link.bin").symlink_to(secret)
     location = str(secret) if location == "ABSOLUTE" else location
-    refused(saved(external(proto(), location=location), folder / "m.onnx"), "outside its own folder|missing")
+    refused(saved(external(proto(), location=location), folder / "m.onnx"), "outside of its folder|missing")
+
+
+def test_external_data_under_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = saved(external(proto(), location="w.bin"), tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"w.bin", b"\xff.bin"))
+    refused(path, "outside of its folder|no protobuf message")
 
 
 def test_external_data_hidden_in_an_attribute_is_refused_too(tmp_path: Path) -> None:
@@ -253,15 +259,15 @@ def test_external_data_hidden_in_an_attribute_is_refused_too(tmp_path: Path) -> 
     node = onnx.helper.make_node("Constant", [], ["k"], name="k")
     node.attribute.append(onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=tensor))
     model.graph.node.insert(0, node)
-    refused(saved(model, tmp_path / "m.onnx"), "outside its own folder")
+    refused(saved(model, tmp_path / "m.onnx"), "outside of its folder")
 
 
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
         ({"location": "none.bin"}, "is missing"),
-        ({"location": "w.bin", "offset": "100", "length": "192"}, "beyond the end"),
-        ({"location": "w.bin", "offset": "-4"}, "beyond the end"),
+        ({"location": "w.bin", "offset": "100", "length": "192"}, "truncated"),
+        ({"location": "w.bin", "offset": "-4"}, "truncated"),
         ({"location": "w.bin", "offset": "many"}, "not a number"),
         ({"location": "w.bin", "length": "8"}, "damaged|cannot load"),
     ],

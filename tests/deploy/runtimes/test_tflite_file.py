@@ -72,9 +72,13 @@ def test_unreadable_file(tmp_path):
         tflite_file.read(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"TFL3", b"\x08\0\0\0ONNX" + b"\0" * 64, b"\x80\x04" * 50])
+@pytest.mark.parametrize("data", [b"TFL3", b"\x08\0\0\0ONNX" + b"\0" * 64, b"\x80\x04" * 50])
 def test_file_of_another_kind(data, tmp_path):
-    assert "is not a TFLite file" in refused(tmp_path, data)
+    assert "not a TFLite file" in refused(tmp_path, data)
+
+
+def test_empty_file(tmp_path):
+    assert refused(tmp_path, b"").endswith("is empty")
 
 
 def test_truncated_file(sound, tmp_path):

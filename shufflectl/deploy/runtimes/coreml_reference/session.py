@@ -1,6 +1,5 @@
 """A loaded Core ML program: its interface, its plan, and a run."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
-from shufflectl.converters.trace import Trace
+from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.runtimes.base import Arrays, TensorSpec, check_inputs
 from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
@@ -102,14 +100,7 @@ class CoreMLReferenceSession:
             raise ArtifactError(f"{artifact} declares other inputs than its program has", hint=_REMEDY)
         if {s.name for s in self.outputs} != set(program.outputs):
             raise ArtifactError(f"{artifact} declares other outputs than its program has", hint=_REMEDY)
-        custom = spec.description.metadata.userDefined
-        try:
-            self.info = (
-                ModelInfo.from_json(json.loads(custom[METADATA_KEY])) if METADATA_KEY in custom else None
-            )
-            self.trace = Trace.from_json(custom[TRACE_KEY]) if TRACE_KEY in custom else Trace()
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(f"the metadata of {artifact} is damaged", hint=_REMEDY) from error
+        self.info, self.trace = own_metadata(spec.description.metadata.userDefined, artifact)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
         """Execute the program once; see `Session.run`."""
