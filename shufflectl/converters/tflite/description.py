@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import flatbuffers
 import numpy as np
+from numpy.typing import ArrayLike
 
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.tflite.flatbuffer import Tensor
@@ -45,7 +46,7 @@ class _Builder:
     def text(self, text: str) -> int:
         return int(self.out.CreateString(text)) if text else 0
 
-    def floats(self, values: Sequence[float]) -> int:
+    def floats(self, values: ArrayLike) -> int:
         return int(self.out.CreateNumpyVector(np.asarray(values, np.float32)))
 
     def tables(self, offsets: Sequence[int]) -> int:
