@@ -238,13 +238,13 @@ def apply(graph: Graph, options: Options) -> tuple[Graph, Report]:  # noqa: ARG0
     sites: list[SiteReport] = []
     for site in provenance.sites:
         if not site.shuffles:
-            sites.append(kept(graph, provenance, site, "no channel changes its place among its neighbours"))
+            sites.append(kept(graph, site, "no channel changes its place among its neighbours"))
             continue
         existing = {label(n) for n in editor.graph.nodes}
         try:
             why = _rewrite(editor, site)
         except RefusedError as error:
-            sites.append(kept(graph, provenance, site, "commute does not apply", f"commute: {error}"))
+            sites.append(kept(graph, site, "commute does not apply", f"commute: {error}"))
             continue
         new = [n for n in editor.graph.nodes if label(n) not in existing and is_movement(n)]
         before = [n for n in graph.nodes if label(n) in site.nodes]

@@ -10,7 +10,7 @@ for finite x::
 It costs C^2 * H * W multiply-adds and needs nothing but convolutions, which is the point where an accelerator
 has nothing else.
 
-Conditions: rank 4 and a float type. Refused: other ranks and types.
+Conditions: rank 4 and a float type. Refused: other ranks and types; they become `rank4`.
 """
 
 import numpy as np
@@ -20,6 +20,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size
 from shufflectl.converters.rewrite.lowering import Options, RefusedError, Report
 from shufflectl.converters.rewrite.provenance import Site
+from shufflectl.converters.rewrite.rank4 import RANK4
 from shufflectl.converters.rewrite.sitewise import divide, join, permutation_matrix, rewrite_sites
 
 __all__ = ["apply"]
@@ -53,4 +54,6 @@ def _build(editor: Editor, site: Site) -> list[ir.Value]:
 
 def apply(graph: Graph, options: Options) -> tuple[Graph, Report]:  # noqa: ARG001 - every lowering's signature
     """Return the graph with every shuffle as a convolution, and the report."""
-    return rewrite_sites(graph, "conv", "convolutions only, for accelerators that have little else", _build)
+    return rewrite_sites(
+        graph, "conv", "convolutions only, for accelerators that have little else", _build, (RANK4,)
+    )

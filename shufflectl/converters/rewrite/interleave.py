@@ -14,10 +14,11 @@ concat copies single elements (measured 1.5x slower than `native` in LiteRT).
 
 Conditions: the site joins as many tensors, of equal channels, as its shuffle has groups (ShuffleNet V2 in
 torchvision's form, every unit). Refused: ShuffleNet V1, which shuffles one tensor; Megvii's V2, which divides
-into even and odd channels.
+into even and odd channels. They become `rank4`.
 """
 
 import math
+from typing import Final
 
 import onnx_ir as ir
 
@@ -25,9 +26,10 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.edit import Editor
 from shufflectl.converters.rewrite.lowering import Options, RefusedError, Report
 from shufflectl.converters.rewrite.provenance import Site
-from shufflectl.converters.rewrite.sitewise import divide, require_form, rewrite_sites
+from shufflectl.converters.rewrite.rank4 import RANK4
+from shufflectl.converters.rewrite.sitewise import Form, divide, require_form, rewrite_sites
 
-__all__ = ["apply", "interleave"]
+__all__ = ["INTERLEAVE", "apply", "interleave"]
 
 
 def interleave(editor: Editor, values: list[ir.Value], base: str) -> ir.Value:
@@ -55,6 +57,10 @@ def _build(editor: Editor, site: Site) -> list[ir.Value]:
     return divide(editor, site, whole)
 
 
+INTERLEAVE: Final[Form] = ("interleave", "concat and transpose in one copy", _build)
+"""The form, for other lowerings to fall back on."""
+
+
 def apply(graph: Graph, options: Options) -> tuple[Graph, Report]:  # noqa: ARG001 - every lowering's signature
     """Return the graph with concat and shuffle as one concat, and the report."""
-    return rewrite_sites(graph, "interleave", "concat and transpose in one copy", _build)
+    return rewrite_sites(graph, *INTERLEAVE, (RANK4,))

@@ -201,6 +201,7 @@ LOWERINGS: Final[Mapping[str, Entry]] = MappingProxyType(
             _entry("interleave", "concat on a new axis, then reshape"),
             _entry("gather", "constant indices"),
             _entry("conv", "1x1 convolution with a permutation matrix"),
+            _entry("two-stream", "shuffled where it passes through, in the columns where it does not"),
             _entry("commute", "behind the depthwise convolution, in long runs"),
             _entry("fold", "in the weights; units read slices", folds=True),
             _entry("fold-split", "in the weights; convolutions split by lifetime", folds=True),
@@ -298,9 +299,8 @@ def report(
     )
 
 
-def kept(graph: Graph, provenance: Provenance, site: Site, why: str, *refused: str) -> SiteReport:
+def kept(graph: Graph, site: Site, why: str, *refused: str) -> SiteReport:
     """Return the report of a site that stays as it was."""
-    del provenance
     nodes = [n for n in graph.nodes if str(n.outputs[0].name) in site.nodes]
     counts, moved = operators(nodes), bytes_moved(nodes)
     return SiteReport(site.name, site.description, "kept", why, refused, counts, counts, moved, moved)
@@ -309,6 +309,6 @@ def kept(graph: Graph, provenance: Provenance, site: Site, why: str, *refused: s
 def unchanged(name: str, graph: Graph, why: str) -> tuple[Graph, Report]:
     """Return a graph that a lowering leaves as it was, and the report that says why."""
     provenance = analyze(graph)
-    sites = tuple(kept(graph, provenance, site, why) for site in provenance.sites)
+    sites = tuple(kept(graph, site, why) for site in provenance.sites)
     copy = graph.clone()
     return copy, report(name, graph, copy, sites, provenance=provenance)

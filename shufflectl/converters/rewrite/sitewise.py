@@ -22,10 +22,14 @@ from shufflectl.converters.rewrite.lowering import (
 )
 from shufflectl.converters.rewrite.provenance import Output, Site, analyze, label
 
-__all__ = ["Build", "divide", "join", "rewrite_sites"]
+__all__ = ["Build", "Form", "divide", "join", "rewrite_sites"]
 
 Build = Callable[[Editor, Site], list[ir.Value]]
 """Returns what stands for each of a site's outputs, or raises `RefusedError`."""
+
+
+Form = tuple[str, str, Build]
+"""A form's name, why it is chosen, and how it is built."""
 
 
 def join(editor: Editor, site: Site) -> ir.Value:
@@ -80,27 +84,60 @@ def _check(editor: Editor, site: Site) -> None:
             raise RefusedError(f"{name!r} has no spatial axes")
 
 
-def rewrite_sites(graph: Graph, lowering: str, why: str, build: Build) -> tuple[Graph, Report]:
+def _makers(values: Sequence[ir.Value], new: set[str]) -> list[ir.Node]:
+    """Return the new nodes that make tensors; a form that was refused may have left others behind."""
+    found: list[ir.Node] = []
+    left = [v.producer() for v in values]
+    while left:
+        node = left.pop()
+        if node is not None and label(node) in new and node not in found:
+            found.append(node)
+            left += [v.producer() for v in node.inputs if v is not None]
+    return found
+
+
+def _attempt(
+    editor: Editor, site: Site, forms: Sequence[Form]
+) -> tuple[Form | None, list[ir.Value], list[str]]:
+    """Return the first form that a site takes, what stands for its outputs, and what was refused."""
+    refused: list[str] = []
+    for form in forms:
+        try:
+            _check(editor, site)
+            editor.after([editor.value(name) for name, _ in site.inputs])
+            return form, form[2](editor, site), refused
+        except RefusedError as error:
+            refused.append(f"{form[0]}: {error}")
+    return None, [], refused
+
+
+def rewrite_sites(
+    graph: Graph, lowering: str, why: str, build: Build, otherwise: Sequence[Form] = ()
+) -> tuple[Graph, Report]:
     """Return a graph with every site that moves channels built anew.
 
     Sites that only join and divide are as cheap as they can be one by one, and stay.
+
+    Args:
+        graph: The graph; it is not changed.
+        lowering: The name of the lowering and of its form.
+        why: Why the form is chosen.
+        build: How it is built.
+        otherwise: The forms for sites that it refuses, in order.
     """
     provenance = analyze(graph)
     editor = Editor(graph)
     sites: list[SiteReport] = []
     for site in provenance.sites:
         if not site.shuffles:
-            sites.append(kept(graph, provenance, site, "no channel changes its place among its neighbours"))
+            sites.append(kept(graph, site, "no channel changes its place among its neighbours"))
             continue
         existing = {label(n) for n in editor.graph.nodes}
-        try:
-            _check(editor, site)
-            editor.after([editor.value(name) for name, _ in site.inputs])
-            made = build(editor, site)
-        except RefusedError as error:
-            sites.append(kept(graph, provenance, site, f"{lowering} does not apply", f"{lowering}: {error}"))
+        form, made, refused = _attempt(editor, site, ((lowering, why, build), *otherwise))
+        if form is None:
+            sites.append(kept(graph, site, f"{lowering} does not apply", *refused))
             continue
-        new = [n for n in editor.graph.nodes if label(n) not in existing]
+        new = _makers(made, {label(n) for n in editor.graph.nodes} - existing)
         before = [n for n in graph.nodes if label(n) in site.nodes]
         for output, value in zip(site.outputs, made, strict=True):
             editor.replace(editor.value(output.name), value)
@@ -108,9 +145,9 @@ def rewrite_sites(graph: Graph, lowering: str, why: str, build: Build) -> tuple[
             SiteReport(
                 site.name,
                 site.description,
-                lowering,
-                why,
-                (),
+                form[0],
+                form[1],
+                tuple(refused),
                 operators(before),
                 operators(new),
                 bytes_moved(before),
@@ -118,7 +155,10 @@ def rewrite_sites(graph: Graph, lowering: str, why: str, build: Build) -> tuple[
             )
         )
     result = editor.finish()
-    return result, report(lowering, graph, result, tuple(sites), provenance=provenance)
+    notes = tuple(
+        f"{shared!r} was shared by several nodes; each has its own copy now" for shared in editor.shared
+    )
+    return result, report(lowering, graph, result, tuple(sites), provenance=provenance, notes=notes)
 
 
 def permutation_matrix(channels: Sequence[int], total: int, dtype: np.dtype[np.generic]) -> np.ndarray:
