@@ -78,11 +78,15 @@ def test_no_reshape_bakes_in_the_batch() -> None:
         lambda y: y * y.mean((2, 3)).view(y.shape[0], -1, 1, 1).expand_as(y),
         lambda y: F.interpolate(y, scale_factor=2.0, mode="bilinear"),
         lambda y: F.interpolate(y, size=(16, 16), mode="nearest"),
+        lambda y: F.interpolate(y, size=(13, 7), mode="bilinear"),
         lambda y: torch.flatten(F.adaptive_avg_pool2d(y, 1), 1),
         nn.ChannelShuffle(4),
         lambda y: y.flatten(1).softmax(1),
     ],
-    ids=["megvii", "expand", "resize by scale", "resize to size", "flatten", "nn.ChannelShuffle", "softmax"],
+    ids=[
+        *("megvii", "expand", "resize by scale", "resize to size", "resize by an odd factor"),
+        *("flatten", "nn.ChannelShuffle", "softmax"),
+    ],
 )
 def test_forms_that_torch_writes_with_the_batch_run_at_any_batch(head: Callable[[Tensor], Tensor]) -> None:
     module = randomise(Net(head))
@@ -145,9 +149,27 @@ def test_a_reshape_with_two_unknown_dimensions_stays() -> None:
     assert not make_batch_free(graph_from_text(text).model)
 
 
-def test_a_resize_by_an_inexact_factor_keeps_its_sizes() -> None:
+def test_a_resize_by_an_inexact_factor_names_the_sizes_of_height_and_width() -> None:
     text = """
     g (float[batch,1,3,3] x) => (float[batch,1,7,7] y) <int64[1] zero = {0}, int64[3] rest = {1, 7, 7}>
+    {
+        s = Shape (x)
+        n = Gather (s, zero)
+        t = Concat <axis: int = 0> (n, rest)
+        y = Resize (x, , , t)
+    }
+    """
+    graph = graph_from_text(text)
+    assert make_batch_free(graph.model)
+    (node,) = [n for n in graph.nodes if n.op_type == "Resize"]
+    sizes = Graph.constant(node.inputs[3])
+    assert sizes is not None
+    assert ([2, 3], [7, 7]) == (list(node.attributes.get_ints("axes", ())), sizes.tolist())
+
+
+def test_a_resize_of_the_channels_by_an_inexact_factor_keeps_its_sizes() -> None:
+    text = """
+    g (float[batch,3,3] x) => (float[batch,7,3] y) <int64[1] zero = {0}, int64[2] rest = {7, 3}>
     {
         s = Shape (x)
         n = Gather (s, zero)

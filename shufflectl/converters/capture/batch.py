@@ -2,8 +2,8 @@
 
 torch.onnx writes the sizes of a dynamic graph as it saw them: Shape, Gather, Mul and Concat compute the
 second input of a Reshape from the batch. Runtimes for phones want that input constant. It can be: where the
-batch is the only unknown, ONNX's -1 (Reshape), 1 (Expand, which broadcasts) and scales (Resize) say the
-same without it.
+batch is the only unknown, ONNX's -1 (Reshape), 1 (Expand, which broadcasts) and scales or axes (Resize)
+say the same without it.
 """
 
 import math
@@ -73,10 +73,22 @@ def _resize(model: ir.Model, node: ir.Node) -> bool:
             continue
         scale = np.float32(r / s)
         if float(scale) * s != r or math.floor(float(scale) * s) != r:
-            return False  # a rounded scale would move the sampling grid
+            return _resize_axes(model, node, source, result)  # a rounded scale would move the sampling grid
         scales.append(scale)
     _constant(model, node, 2, np.asarray(scales, np.float32))
     node.replace_input_with(3, None)
+    return True
+
+
+def _resize_axes(
+    model: ir.Model, node: ir.Node, source: tuple[int | str, ...], result: tuple[int | str, ...]
+) -> bool:
+    """Give a Resize the sizes of the axes that it changes only: ``axes=[2, 3]``, ``sizes=[14, 7]``."""
+    sizes = [size for size in result[2:] if isinstance(size, int)]
+    if source[:2] != result[:2] or len(sizes) != len(result) - 2:
+        return False
+    node.attributes["axes"] = ir.AttrInt64s("axes", list(range(2, len(result))))
+    _constant(model, node, 3, np.asarray(sizes, np.int64))
     return True
 
 
