@@ -135,8 +135,8 @@ def export(
         typer.Option(metavar="NAME", help="fp32 or fp16; repeatable, or separated by commas."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder for the files and manifest.json.")
-    ] = Path("dist"),
+        str, typer.Option("--out", "-o", metavar="FOLDER", help="Where the files and manifest.json go.")
+    ] = "dist",
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes; by default what the weights hold.")
     ] = None,
@@ -182,12 +182,14 @@ def export(
     from shufflectl.deploy.verify import TIP
 
     OUTPUT.quiet_libraries()
+    if not out.strip():
+        raise UsageError("the output folder is an empty name", hint="name a folder, or . for this one")
     request = ExportRequest.parse(
         model=model,
         weights=weights,
         targets=target or ["all"],
         precisions=precision or ["fp32"],
-        out=out,
+        out=Path(out),
         num_classes=num_classes,
         input_size=input_size,
         batch=batch,
@@ -203,7 +205,7 @@ def export(
     with OUTPUT.progress() as notify:
         result = run_export(request, notify)
     published = result.passed or keep_failing
-    render.exported(OUTPUT, result, str(out), published=published)
+    render.exported(OUTPUT, result, out, published=published)
     if not result.passed:
         raise ParityError(result.failure, hint=TIP)
 

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shufflectl.errors import ShufflectlError
@@ -39,6 +39,7 @@ class Output:
 
     json: bool = False
     verbose: bool = False
+    _documented: bool = field(default=False, repr=False)
 
     def quiet_libraries(self) -> None:
         """Keep the chatter of torch, coremltools and LiteRT off the terminal, unless verbose."""
@@ -52,7 +53,8 @@ class Output:
         os.environ.setdefault("GLOG_minloglevel", "3")
 
     def document(self, data: Any) -> None:
-        """Print a result as JSON on standard output."""
+        """Print a result as JSON on standard output: the one document of this call."""
+        self._documented = True
         json.dump(data, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")
 
@@ -96,10 +98,10 @@ class Output:
         self._console().print(table)
 
     def error(self, error: ShufflectlError) -> None:
-        """Print an error on standard error; in JSON mode the document on standard output."""
+        """Print an error on standard error; in JSON mode as the document, unless there is one."""
         from rich.markup import escape
 
-        if self.json:
+        if self.json and not self._documented:
             body = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
             self.document({"schema": "shufflectl.error/1", "error": {**body, "exit_code": error.exit_code}})
         self.note(f"[bold red]error:[/] {escape(error.message)}")

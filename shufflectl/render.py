@@ -65,6 +65,8 @@ def _verification(output: Output, verification: "Verification") -> None:
     if verification.reference_accuracy is not None:
         record = verification.reference_accuracy
         output.text(f"accuracy of {record.member}: {record.correct}/{record.total}")
+    for note in verification.notes:
+        output.note(f"[yellow]note:[/] {_escape(note)}")
     pairs = [row for row in verification.report.pairwise if not row.comparison.passed]
     for row in pairs:
         output.text(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             request.parity,
             notify,
         )
+        verification = replace(verification, notes=_notes(model, size))
         if verification.passed or request.keep_failing:
             notify("publishing", 0, 0)
             _publish(request, staging, graph, model, verification)
@@ -116,6 +118,14 @@ def describe(model: LoadedModel) -> ModelInfo:
         version=model.version,
         license=model.license,
     )
+
+
+def _notes(model: LoadedModel, size: int) -> tuple[str, ...]:
+    """Return what the user should know of an export that is legal but may not be meant."""
+    made_for = model.input_size
+    if made_for in (size, model.variant.input_size):
+        return ()
+    return (f"the weights were made for images of {made_for}x{made_for}, these files take {size}x{size}",)
 
 
 def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:

@@ -152,6 +152,7 @@ class Verification:
         reference_accuracy: On labelled images; None without labels.
         results: One for each artifact.
         report: Every comparison.
+        notes: What the user should know besides, a sentence each.
     """
 
     model: str
@@ -159,6 +160,7 @@ class Verification:
     reference_accuracy: Accuracy | None
     results: tuple[Result, ...]
     report: ParityReport
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -182,6 +184,7 @@ class Verification:
         return {
             "model": self.model,
             "passed": self.passed,
+            "notes": list(self.notes),
             "reference": self.reference,
             "reference_accuracy": None
             if self.reference_accuracy is None

@@ -322,3 +322,7 @@ def test_missing_packages_name_their_extra(tmp_path: Path, run_cli: Any) -> None
     for target, extra in (("coreml", "coreml"), ("tflite", "tflite")):
         run = run_cli("export", MODEL, "--target", target, "--out", tmp_path / "dist", env=env)
         assert_clear(run, 8, f"shufflectl[{extra}]")
+
+
+def test_an_empty_output_folder_is_not_the_current_one(run_cli: Any) -> None:
+    assert_clear(run_cli("export", MODEL, "--out", ""), 2, "empty name")

@@ -202,3 +202,22 @@ def test_json_is_one_document_and_nothing_else(digits_dist: Path, run_cli: Calla
         run = run_cli(*argv, "--json")
         assert 0 == run.status, run.stderr
         assert run.document["schema"].startswith("shufflectl.")
+
+
+def test_parity_that_fails_is_still_one_document(run_cli: Any, tmp_path: Path) -> None:
+    run = run_cli(
+        *("export", "shufflenet_v2_x0_5", "--weights", "digits", "--target", "onnx", "--images", "2"),
+        *("--max-rel", "0", "--json", "--out", tmp_path / "dist"),
+    )
+    assert 4 == run.status
+    assert not run.document["passed"]
+    assert not run.document["published"]
+
+
+def test_another_input_size_than_the_weights_were_made_for_is_noted(run_cli: Any, tmp_path: Path) -> None:
+    run = run_cli(
+        *("export", "shufflenet_v2_x0_5", "--weights", "digits", "--target", "onnx", "--images", "2"),
+        *("--input-size", "64", "--out", tmp_path / "dist"),
+    )
+    assert 0 == run.status
+    assert "made for images of 32x32" in run.stderr
