@@ -8,14 +8,20 @@ the order of its channels. Parity reads it to compare layer by layer through any
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TensorView", "Trace"]
+__all__ = ["NCHW", "NHWC", "TensorView", "Trace"]
 
-CHANNEL_AXIS = 1
+NHWC: Final = (0, 2, 3, 1)
+"""The axes of an NHWC tensor as axes of the NCHW tensor: what transposes NCHW to NHWC."""
+
+NCHW: Final = (0, 3, 1, 2)
+"""The axes of an NCHW tensor as axes of the NHWC tensor: what transposes NHWC to NCHW."""
+
+_CHANNEL_AXIS = 1
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class TensorView:
     Attributes:
         name: The tensor's name in the file.
         axes: The file's axes as axes of the logical tensor: ``file = logical.transpose(axes)``, so NHWC is
-            ``(0, 2, 3, 1)``. None where the order is the same.
+            `NHWC`. None where the order is the same.
         channels: For each channel of the file's tensor the logical channel that it holds, -1 for padding.
             None where the order is the same.
     """
@@ -39,10 +45,10 @@ class TensorView:
         array = logical
         if self.channels is not None:
             index = np.asarray(self.channels)
-            array = np.take(array, np.maximum(index, 0), axis=CHANNEL_AXIS)
+            array = np.take(array, np.maximum(index, 0), axis=_CHANNEL_AXIS)
             if (index < 0).any():
                 where = [np.newaxis] * array.ndim
-                where[CHANNEL_AXIS] = slice(None)  # type: ignore[call-overload]
+                where[_CHANNEL_AXIS] = slice(None)  # type: ignore[call-overload]
                 array = np.where((index >= 0)[tuple(where)], array, array.dtype.type(0))
         if self.axes is not None:
             array = array.transpose(self.axes)
@@ -55,7 +61,7 @@ class TensorView:
         if self.channels is not None:
             index = np.asarray(self.channels)
             held = np.flatnonzero(index >= 0)
-            array = np.take(array, held[np.argsort(index[held])], axis=CHANNEL_AXIS)
+            array = np.take(array, held[np.argsort(index[held])], axis=_CHANNEL_AXIS)
         return np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar an axis
 
 

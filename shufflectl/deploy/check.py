@@ -9,6 +9,7 @@ from typing import Any
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.targets import TARGETS
+from shufflectl.converters.trace import NHWC
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
 from shufflectl.deploy.images import gather
@@ -205,7 +206,7 @@ def _input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | str]:
         )
     axes = view.axes if view is not None and view.axes is not None else None
     if axes is None and view is None and shape[3] == 3 and shape[1] != 3:
-        axes = (0, 2, 3, 1)  # a foreign file in NHWC
+        axes = NHWC  # a foreign file in NHWC
     height = shape[axes.index(2) if axes else 2]
     batch = shape[axes.index(0) if axes else 0]
     if height is None:

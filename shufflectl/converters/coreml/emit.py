@@ -27,7 +27,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.quiet import quiet
 from shufflectl.converters.targets import EmitOptions
-from shufflectl.converters.trace import TensorView, Trace
+from shufflectl.converters.trace import NCHW, NHWC, TensorView, Trace
 from shufflectl.errors import GraphError, OutputError, UnsupportedOperatorError, UsageError, nearest
 
 __all__ = ["DEPLOYMENT_TARGETS", "MAX_BATCH", "emit"]
@@ -38,8 +38,6 @@ DEPLOYMENT_TARGETS: Final = ("iOS15", "iOS16", "iOS17", "iOS18")
 MAX_BATCH: Final = 1024
 """The largest batch of a package with a dynamic batch: Core ML programs want a finite bound."""
 
-_NHWC: Final = (0, 2, 3, 1)
-_NCHW: Final = (0, 3, 1, 2)
 _MAX_RANK = 5
 
 _FAILURES = (
@@ -167,7 +165,7 @@ class _Build:
                 namer.rename(str(value.name), namer.helper(self.features[str(value.name)], "inner"))
 
     def _transposed(self, value: ir.Value) -> bool:
-        return self.nhwc and len(self.graph.shape(value)) == len(_NHWC)
+        return self.nhwc and len(self.graph.shape(value)) == len(NHWC)
 
     def _halved(self, value: ir.Value) -> bool:
         return self.half and value.dtype == ir.DataType.FLOAT
@@ -196,7 +194,7 @@ class _Build:
         if shape and not isinstance(shape[0], int):
             shape[0] = self.toolkit.mil.get_new_symbol()
         if self._transposed(value):
-            shape = [shape[axis] for axis in _NHWC]
+            shape = [shape[axis] for axis in NHWC]
         types = self.toolkit.mil.types
         kinds = {
             ir.DataType.FLOAT: types.fp16 if self.half else types.fp32,
@@ -215,7 +213,7 @@ class _Build:
         if self._halved(value):
             variable = mb.cast(x=variable, dtype="fp32", name=helper(feature, "fp32"))
         if self._transposed(value):
-            variable = mb.transpose(x=variable, perm=list(_NCHW), name=helper(feature, "nchw"))
+            variable = mb.transpose(x=variable, perm=list(NCHW), name=helper(feature, "nchw"))
         self.emission.values[str(value.name)] = variable
 
     def _append(self, node: ir.Node) -> None:
@@ -236,7 +234,7 @@ class _Build:
         halved = self._halved(value)
         if self._transposed(value):
             name = self.emission.namer.helper(feature, "nhwc") if halved else feature
-            variable = mb.transpose(x=variable, perm=list(_NHWC), name=name)
+            variable = mb.transpose(x=variable, perm=list(NHWC), name=name)
         if halved:
             return mb.cast(x=variable, dtype="fp16", name=feature)
         return variable if variable.name == feature else mb.identity(x=variable, name=feature)
@@ -249,7 +247,7 @@ class _Build:
             if shape and not isinstance(shape[0], int):
                 shape[0] = ct.RangeDim(lower_bound=1, upper_bound=MAX_BATCH, default=1)
             if self._transposed(value):
-                shape = [shape[axis] for axis in _NHWC]
+                shape = [shape[axis] for axis in NHWC]
             types.append((self.features[str(value.name)], shape))
         if all(isinstance(size, int) for _, shape in types for size in shape):
             return None
@@ -281,7 +279,7 @@ class _Build:
         for value in (*self.graph.inputs, *(out for node in self.graph.nodes for out in node.outputs)):
             name = str(value.name)
             if name in self.features:
-                views[name] = TensorView(self.features[name], _NHWC if self._transposed(value) else None)
+                views[name] = TensorView(self.features[name], NHWC if self._transposed(value) else None)
                 continue
             base = bases.get(name)
             if base is None:

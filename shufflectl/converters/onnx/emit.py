@@ -16,13 +16,11 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.onnx.half import to_half
 from shufflectl.converters.targets import EmitOptions
-from shufflectl.converters.trace import TensorView, Trace
+from shufflectl.converters.trace import NCHW, NHWC, TensorView, Trace
 from shufflectl.errors import GraphError, OutputError
 
 __all__ = ["emit"]
 
-_TO_NHWC = (0, 2, 3, 1)
-_TO_NCHW = (0, 3, 1, 2)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
@@ -63,8 +61,8 @@ def _transpose_input(graph: ir.Graph, value: ir.Value) -> None:
     """``image`` [N, C, H, W] becomes ``image`` [N, H, W, C] -> Transpose -> ``image.nchw`` [N, C, H, W]."""
     inner = _border_input(graph, value, "nchw")
     assert value.shape is not None  # noqa: S101 - the caller looked at its rank
-    value.shape = ir.Shape([value.shape[axis] for axis in _TO_NHWC])
-    _prepend(graph, ir.Node("", "Transpose", [value], [ir.AttrInt64s("perm", _TO_NCHW)], outputs=[inner]))
+    value.shape = ir.Shape([value.shape[axis] for axis in NHWC])
+    _prepend(graph, ir.Node("", "Transpose", [value], [ir.AttrInt64s("perm", NCHW)], outputs=[inner]))
 
 
 def _border_output(graph: ir.Graph, index: int, suffix: str) -> tuple[ir.Value, ir.Value]:
@@ -89,9 +87,9 @@ def _cast_output(graph: ir.Graph, index: int) -> None:
 def _transpose_output(graph: ir.Graph, index: int) -> None:
     inner, outer = _border_output(graph, index, "nchw")
     assert inner.shape is not None  # noqa: S101 - the caller looked at its rank
-    outer.shape = ir.Shape([inner.shape[axis] for axis in _TO_NHWC])
+    outer.shape = ir.Shape([inner.shape[axis] for axis in NHWC])
     graph.append(
-        ir.Node("", "Transpose", [inner], [ir.AttrInt64s("perm", _TO_NHWC)], outputs=[outer], name=outer.name)
+        ir.Node("", "Transpose", [inner], [ir.AttrInt64s("perm", NHWC)], outputs=[outer], name=outer.name)
     )
 
 
@@ -108,7 +106,7 @@ def _trace(graph: Graph, transposed: set[str]) -> Trace:
             continue
         name = str(value.name)
         record = graph.record(name)
-        view = TensorView(name, _TO_NHWC if name in transposed else None, record.channels)
+        view = TensorView(name, NHWC if name in transposed else None, record.channels)
         views.setdefault(record.origin, view)
     return Trace(views)
 

@@ -20,18 +20,13 @@ from shufflectl.converters.tflite import layout
 from shufflectl.converters.tflite.flatbuffer import ModelWriter, Tensor
 from shufflectl.converters.tflite.fuse import Fusion, fusions
 from shufflectl.converters.tflite.layout import Dim, Shape, View, channels_last, movement
-from shufflectl.converters.trace import TensorView, Trace
+from shufflectl.converters.trace import NHWC, TensorView, Trace
 from shufflectl.errors import UnsupportedOperatorError
 
 __all__ = ["Emitter", "Handler", "Operand", "Order", "Site"]
 
 Order = tuple[int, ...]
 _FP16_MAX = float(np.finfo(np.float16).max)
-_ACTIVATIONS = {
-    ActivationFunctionType.RELU: BuiltinOperator.RELU,
-    ActivationFunctionType.RELU6: BuiltinOperator.RELU6,
-    ActivationFunctionType.RELU_N1_TO_1: BuiltinOperator.RELU_N1_TO_1,
-}
 
 
 @dataclass
@@ -314,8 +309,8 @@ class Emitter:
 
     @staticmethod
     def _variant(operand: Operand, order: Order) -> str:
-        if operand.rank == 4 and order in ((0, 1, 2, 3), (0, 2, 3, 1)):
-            return f"{operand.name}/{'nchw' if order == (0, 1, 2, 3) else 'nhwc'}"
+        if operand.rank == 4 and order in ((0, 1, 2, 3), NHWC):
+            return f"{operand.name}/{'nhwc' if order == NHWC else 'nchw'}"
         return f"{operand.name}/order{''.join(map(str, order))}"
 
     def reshaped(self, operand: Operand, shape: Sequence[Dim], name: str) -> Operand:
@@ -433,10 +428,6 @@ class Emitter:
     def inner(self, site: Site, role: str, dims: Sequence[Dim], dtype: Any = np.float32) -> Tensor:
         """Return a file tensor that stands for no tensor of the graph."""
         return self.file.tensor(f"{site.output.name}/{role}", dims, dtype)
-
-    def activate(self, site: Site, source: Tensor, target: Tensor) -> None:
-        """Append the fused activation as an operator of its own, where an operator has no such option."""
-        self.add(_ACTIVATIONS[site.activation], [source], [target])
 
     def _reshape(self, source: Tensor, target: Tensor) -> None:
         unknown = [d for d in target.dims if isinstance(d, str)]

@@ -20,10 +20,10 @@ from shufflectl.converters.tflite import fuse
 from shufflectl.converters.tflite.emitter import Emitter, Handler, Operand, Order, Site
 from shufflectl.converters.tflite.flatbuffer import Tensor
 from shufflectl.converters.tflite.layout import Dim, Shape, View
+from shufflectl.converters.trace import NHWC
 
 __all__ = ["OPERATORS"]
 
-NHWC: Final[Order] = (0, 2, 3, 1)
 _LOWEST = np.float32(np.finfo(np.float32).min)
 _MAX_BROADCAST_RANK = 4
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shufflectl.converters.trace import NCHW
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.deploy.parity.metrics import Accumulator, Comparison
-from shufflectl.deploy.parity.ports import NHWC, Ports, nhwc_shape
+from shufflectl.deploy.parity.ports import Ports, nhwc_shape
 from shufflectl.deploy.runtimes.base import Session
 from shufflectl.errors import ArtifactError, DataError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SCHEMA", "Accuracy", "Member", "ParityReport", "Row", "check_parity", "random_images"]
+__all__ = ["SCHEMA", "Accuracy", "Member", "ParityReport", "Row", "check_parity"]
 
 SCHEMA: Final = "shufflectl.parity/1"
 
@@ -278,11 +279,6 @@ class ParityReport:
         }
 
 
-def random_images(shape: Sequence[int], count: int, *, seed: int = 0) -> Images:
-    """Return ``[count, *shape]`` of standard normal noise, the same for the same seed."""
-    return np.random.default_rng(seed).standard_normal((count, *shape), dtype=np.float32)
-
-
 def check_parity(
     reference: Member,
     candidates: Sequence[Member],
@@ -396,7 +392,7 @@ def _aligned(outputs: Outputs, reference: Outputs, member: Member) -> Outputs:
                 f"the shape {list(array.shape)} of an output of {member.name} fits both NCHW and NHWC",
                 hint="use a file that shufflectl exported, or one whose shape tells its layout",
             )
-        aligned.append(array.transpose(np.argsort(NHWC)) if array.shape == turned else array)
+        aligned.append(array.transpose(NCHW) if array.shape == turned else array)
     return tuple(aligned)
 
 

@@ -1,19 +1,16 @@
 """Logical arrays (NCHW, fp32, the captured graph's names) in and out of a file's own tensors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflectl.converters.trace import TensorView
+from shufflectl.converters.trace import NHWC, TensorView
 from shufflectl.deploy.runtimes.base import Arrays, Session, TensorSpec
 from shufflectl.errors import ArtifactError, DataError
 
-__all__ = ["NHWC", "Ports", "nhwc_shape"]
-
-NHWC: Final = (0, 2, 3, 1)
-"""The axes of an NHWC tensor as axes of the logical NCHW tensor."""
+__all__ = ["Ports", "nhwc_shape"]
 
 
 def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.trace import TensorView, Trace
 from shufflectl.deploy.parity.limits import Limits, default_limits
-from shufflectl.deploy.parity.nway import Member, check_parity, random_images
+from shufflectl.deploy.parity.nway import Member, check_parity
 from shufflectl.deploy.parity.segments import execute
 from shufflectl.deploy.runtimes.base import TensorSpec
 from shufflectl.errors import ArtifactError, DataError, ParityError, UsageError
@@ -37,7 +37,7 @@ def test_every_candidate_meets_the_reference_and_each_other(
         Member.from_session("b.tflite", "fp32", make_session(nhwc=True, batch=1)),
         Member.from_session("c.onnx", "fp16", make_session(fp16=True)),
     ]
-    report = check_parity(reference, candidates, {"real": images, "random": random_images((3, 12, 12), 2)})
+    report = check_parity(reference, candidates, {"real": images, "random": -images[:2]})
     pairs = [(row.reference, row.candidate, row.kind) for row in report.rows]
     expected = [
         (a, b, kind)
@@ -235,10 +235,3 @@ class TestFromModule:
                 return {"b": x.mean((2, 3)), "a": x}
 
         assert [(4, 3), (4, 3, 12, 12)] == [y.shape for y in Member.from_module("torch", Two()).run(images)]
-
-
-def test_random_images_depend_on_the_seed_alone() -> None:
-    first, again, other = (random_images((3, 4, 4), 2, seed=seed) for seed in (1, 1, 2))
-    assert np.float32 == first.dtype
-    assert (first == again).all()
-    assert not (first == other).any()
