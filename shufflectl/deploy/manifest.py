@@ -338,12 +338,6 @@ class Manifest:
         # Read back, so that a manifest is the same object whether it was built or loaded.
         return cls.from_json(cls((record.sorted(),)).to_json())
 
-    def artifacts_of(self, model: ModelRecord | str) -> tuple[ArtifactRecord, ...]:
-        """Return the artifacts of a model record, or of all records of that model name."""
-        if isinstance(model, ModelRecord):
-            return model.artifacts
-        return tuple(row for record in self.models if record.name == model for row in record.artifacts)
-
     @property
     def artifacts(self) -> tuple[ArtifactRecord, ...]:
         """The artifacts of all models."""

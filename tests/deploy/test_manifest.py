@@ -148,11 +148,6 @@ class TestMerge:
         old = next(record for record in merged.models if record.info.weights == "digits")
         assert () == old.pairwise
 
-    def test_by_model_and_by_name(self) -> None:
-        merged = build("a").merge(build("b"))
-        assert ["b-fp32.onnx", "b-fp32.tflite"] == [row.file for row in merged.artifacts_of("b")]
-        assert merged.artifacts_of("b") == merged.artifacts_of(merged.models[1])
-
     @settings(max_examples=30, deadline=None)
     @given(
         st.lists(

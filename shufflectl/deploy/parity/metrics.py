@@ -130,11 +130,6 @@ class Comparison:
         agreement = 1.0 if self.top1 is None else self.top1.agreement(max_rel * self.peak)
         return Limits(max_rel, round_down(self.sqnr), round_down(agreement))
 
-    @property
-    def minimum_tolerance(self) -> float:
-        """The smallest ``max_rel`` that would have passed; infinite where none would."""
-        return math.inf if self.needed is None else self.needed.max_rel
-
     def against(self, limits: Limits) -> "Comparison":
         """Return the same figures with a verdict against other limits."""
         return replace(self, limits=limits)
