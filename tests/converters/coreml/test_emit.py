@@ -362,7 +362,7 @@ def test_an_output_that_does_not_depend_on_the_input_is_refused(tmp_path: Path) 
 
 
 def test_an_unfixed_image_size_is_refused(tmp_path: Path) -> None:
-    graph = graph_from_text('g (float[1,3,"H",8] x) => (float[1,3,"H",8] y) { y = Relu(x) }')
+    graph = graph_from_text("g (float[1,3,H,8] x) => (float[1,3,H,8] y) { y = Relu(x) }")
     with pytest.raises(GraphError, match="besides the batch"):
         package(graph, tmp_path)
 
