@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from shufflectl.converters.capture.adaptive import adaptive_average_pool
 from shufflectl.errors import GraphError
 
 __all__ = ["BATCH", "OPSET", "to_onnx"]
@@ -89,6 +90,7 @@ def to_onnx(
                 opset_version=OPSET,
                 optimize=False,  # it folds batch norm in fp32; simplify.py does what is needed in less time
                 verbose=False,
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: adaptive_average_pool},
             )
         except Exception as error:  # the exporter's own errors have no common base
             raise GraphError(
