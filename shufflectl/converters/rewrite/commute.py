@@ -20,10 +20,11 @@ the convolution that ends the chain::
 4. Otherwise R is P, at rank 4.
 
 Conditions: the site shuffles one tensor into one; every tensor of the chain has one reader and is no output
-of the graph. Refused: other sites. An uneven division (g does not divide n, as with g = 3 and 20 channels a
-group) is case 4.
+of the graph. Refused: other sites, which become `rank4`. An uneven division (g does not divide n, as with
+g = 3 and 20 channels a group) is case 4.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ import numpy as np
 import onnx_ir as ir
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite import rank4
 from shufflectl.converters.rewrite.edit import Editor, take
 from shufflectl.converters.rewrite.lowering import (
     Options,
@@ -40,6 +42,7 @@ from shufflectl.converters.rewrite.lowering import (
     SiteReport,
     bytes_moved,
     kept,
+    largest_rank,
     operators,
     report,
 )
@@ -48,6 +51,9 @@ from shufflectl.converters.rewrite.provenance import Shuffle, Site, analyze, lab
 from shufflectl.converters.rewrite.roles import Carries, Mixes, role
 
 __all__ = ["apply"]
+
+_RANK = 4
+"""What the TFLite GPU delegate and NNAPI take at most."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,14 @@ def _behind(old: ir.Value, new: ir.Value) -> list[ir.Node]:
     return found
 
 
-def apply(graph: Graph, options: Options) -> tuple[Graph, Report]:  # noqa: ARG001 - every lowering's signature
+def _merged(site: SiteReport, lowered: SiteReport | None) -> SiteReport:
+    """Return the report of a site that was refused and then lowered."""
+    if site.form != "kept" or lowered is None:
+        return site
+    return dataclasses.replace(lowered, refused=site.refused)
+
+
+def apply(graph: Graph, options: Options) -> tuple[Graph, Report]:
     """Return the graph with shuffles of single tensors moved and made coarse, and the report."""
     provenance = analyze(graph)
     editor = Editor(graph)
@@ -265,4 +278,9 @@ def apply(graph: Graph, options: Options) -> tuple[Graph, Report]:  # noqa: ARG0
     notes = tuple(
         f"{shared!r} was shared by several nodes; each has its own copy now" for shared in editor.shared
     )
+    if largest_rank(result) > _RANK:
+        # After the move, because that sees whole chains; what joins or divides tensors is left for this.
+        result, rest = rank4.apply(result, options)
+        lowered = {site.name: site for site in rest.sites if site.form != "kept"}
+        sites = [_merged(site, lowered.get(site.name)) for site in sites]
     return result, report("commute", graph, result, tuple(sites), provenance=provenance, notes=notes)

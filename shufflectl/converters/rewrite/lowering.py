@@ -205,6 +205,7 @@ LOWERINGS: Final[Mapping[str, Entry]] = MappingProxyType(
             _entry("commute", "behind the depthwise convolution, in long runs"),
             _entry("fold", "in the weights; units read slices", folds=True),
             _entry("fold-split", "in the weights; convolutions split by lifetime", folds=True),
+            _entry("masked", "fixed slots; convolution, multiply and add only", folds=True),
         ]
     )
 )

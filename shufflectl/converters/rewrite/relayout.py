@@ -17,14 +17,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.rewrite import commute, rank4
+from shufflectl.converters.rewrite import commute
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size, take
 from shufflectl.converters.rewrite.lowering import (
     Options,
     Report,
     SiteReport,
     bytes_moved,
-    largest_rank,
     operators,
     report,
 )
@@ -34,9 +33,6 @@ from shufflectl.converters.rewrite.provenance import Channel, Site, analyze, lab
 from shufflectl.converters.rewrite.roles import Carries, Mixes, Parameter
 
 __all__ = ["relayout"]
-
-_RANK = 4
-"""What the TFLite GPU delegate and NNAPI take at most."""
 
 
 class _Writer:
@@ -357,19 +353,6 @@ def _refusals(plan: Plan, site: Site) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reasons))
 
 
-def _lower_the_rest(graph: Graph, options: Options) -> tuple[Graph, tuple[SiteReport, ...]]:
-    """Return the graph with the shuffles that remain as cheap as they get one by one."""
-    if not any(site.shuffles for site in analyze(graph).sites):
-        return graph, ()
-    result, moved = commute.apply(graph, options)
-    if largest_rank(result) <= _RANK:
-        return result, moved.sites
-    # After the move, because it sees whole chains; only what joins or divides tensors is left for this.
-    result, lowered = rank4.apply(result, options)
-    done = {site.name for site in moved.sites if site.form != "kept"}
-    return result, (*moved.sites, *(s for s in lowered.sites if s.name not in done))
-
-
 def relayout(graph: Graph, options: Options, *, name: str, why: str, split: bool) -> tuple[Graph, Report]:
     """Return the graph in the layouts of a plan; what shuffles remain are moved and lowered to rank 4.
 
@@ -384,8 +367,9 @@ def relayout(graph: Graph, options: Options, *, name: str, why: str, split: bool
     plan = make_plan(graph, provenance, options, split=split)
     writer = _Writer(plan, options)
     folded = writer.write()
-    result, rest = _lower_the_rest(folded, options)
-    sites = _site_reports(writer, graph, result, name, why, rest)
+    left = any(site.shuffles for site in analyze(folded).sites)
+    result, rest = commute.apply(folded, options) if left else (folded, None)
+    sites = _site_reports(writer, graph, result, name, why, rest.sites if rest is not None else ())
     notes = tuple(
         f"{shared!r} was shared by several nodes; each has its own copy now"
         for shared in writer.editor.shared

@@ -22,7 +22,7 @@ from shufflectl.converters.rewrite.lowering import (
 )
 from shufflectl.converters.rewrite.provenance import Output, Site, analyze, label
 
-__all__ = ["Build", "Form", "divide", "join", "rewrite_sites"]
+__all__ = ["Build", "Form", "divide", "join", "permutation_matrix", "require_form", "rewrite_sites"]
 
 Build = Callable[[Editor, Site], list[ir.Value]]
 """Returns what stands for each of a site's outputs, or raises `RefusedError`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from converters.rewrite.nets import MegviiV2, captured, counts, difference
 from converters.rewrite.random_nets import Net
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.rewrite.lowering import Options, apply, bytes_moved
+from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, apply, bytes_moved
 from support.nets import ShuffleNetV2, depthwise
 
 
@@ -27,6 +27,14 @@ def megvii() -> Graph:
 def v2(request: pytest.FixtureRequest) -> Graph:
     graph: Graph = request.getfixturevalue(request.param)
     return graph
+
+
+@pytest.mark.parametrize("name", list(LOWERINGS))
+def test_both_spellings_are_lowered_exactly(name: str, v2: Graph) -> None:
+    after, report = apply(name, v2)
+    assert report.changed == (name != "native")
+    assert name == "native" or report.rank_after == 4
+    assert difference(v2, after) < 1e-5
 
 
 def test_fold_leaves_one_concat_a_unit_and_slices(v2: Graph) -> None:

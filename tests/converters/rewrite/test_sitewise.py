@@ -33,6 +33,7 @@ def v1() -> Graph:
         ("two-stream", {"Concat": 6, "Reshape": 9, "Slice": 8}),
         ("fold", {"Concat": 4, "Slice": 8}),
         ("fold-split", {"Concat": 4}),
+        ("masked", {"Concat": 2}),
     ],
 )
 def test_torchvisions_form_becomes(name: str, expected: dict[str, int], tiny: Graph) -> None:
