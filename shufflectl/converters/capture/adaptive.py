@@ -1,9 +1,9 @@
 """Adaptive average pooling to any size, as products with constant matrices.
 
-``AdaptiveAvgPool2d((h, w))`` averages rows ``floor(i H / h)`` to ``ceil((i + 1) H / h)`` for output row i,
-and columns likewise. Where h does not divide H the windows differ in size or overlap, which no pooling operator
-of ONNX has, and the exporter gathers every element of every window at rank 6. Averaging is linear and
-separable, so::
+``AdaptiveAvgPool2d((h, w))`` averages rows ``floor(i H / h)`` to ``ceil((i + 1) H / h)`` for output row
+i, and columns likewise. Where h does not divide H the windows differ in size or overlap, which no pooling
+operator of ONNX has, and the exporter gathers every element of every window at rank 6. Averaging is
+linear and separable, so::
 
     Given   x [N, C, H, W], output size (h, w)
     Result  x [N, C, H, W] . A [W, w] -> [N, C, H, w];  transposed [N, C, w, H] . B [H, h] -> [N, C, w, h]
