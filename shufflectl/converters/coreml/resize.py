@@ -6,38 +6,17 @@ mode, a constant choice of rows and columns: an integer upsampling where it repe
 two gathers.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from shufflectl.converters.coreml.emission import Emission
+from shufflectl.converters.sampling import nearest_pixels, sampled_points
 
 __all__ = ["resize"]
 
 _TOLERANCE = 1e-6
 """Pixels by which two sampling rules may differ and still be the same one in float32."""
-
-
-def _onnx_points(mode: str, source: int, target: int, scale: float) -> NDArray[np.float64]:
-    """Return the input positions that ONNX's ``coordinate_transformation_mode`` samples, not clamped."""
-    out = np.arange(target, dtype=np.float64)
-    match mode:
-        case "half_pixel":
-            return (out + 0.5) / scale - 0.5
-        case "half_pixel_symmetric":
-            centre = source / 2 * (1 - target / (scale * source))
-            return centre + (out + 0.5) / scale - 0.5
-        case "pytorch_half_pixel":
-            return (out + 0.5) / scale - 0.5 if target > 1 else np.zeros(1)
-        case "asymmetric":
-            return out / scale
-        case "align_corners":
-            return out * ((source - 1) / (target - 1)) if target > 1 else np.zeros(1)
-    raise ValueError(mode)
 
 
 def _mil_points(mode: str, source: int, target: int) -> NDArray[np.float64]:
@@ -51,16 +30,6 @@ def _mil_points(mode: str, source: int, target: int) -> NDArray[np.float64]:
         case _:  # DEFAULT
             points = out * (source / target)
     return np.clip(points, 0, source - 1)
-
-
-_ROUND: Final[Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]] = MappingProxyType(
-    {
-        "round_prefer_floor": lambda p: np.ceil(p - 0.5),
-        "round_prefer_ceil": lambda p: np.floor(p + 0.5),
-        "floor": np.floor,
-        "ceil": np.ceil,
-    }
-)
 
 
 def resize(e: Emission, node: ir.Node) -> None:
@@ -85,7 +54,10 @@ def resize(e: Emission, node: ir.Node) -> None:
         if not isinstance(size_in, int) or not isinstance(size_out, int):
             raise e.refuse(node, "its spatial dimensions are not static")
         sizes.append((size_in, size_out))
-        points.append(_onnx_points(rule, size_in, size_out, scales[axis] or size_out / size_in))
+        sampled = sampled_points(rule, size_in, size_out, scales[axis] or size_out / size_in)
+        if sampled is None:
+            raise e.refuse(node, f"coordinate mode {rule!r} is not supported")
+        points.append(sampled)
     if mode == "nearest":
         _nearest(e, node, sizes, points)
     else:
@@ -108,11 +80,13 @@ def _scales(e: Emission, node: ir.Node) -> dict[int, float]:
 def _nearest(
     e: Emission, node: ir.Node, sizes: list[tuple[int, int]], points: list[NDArray[np.float64]]
 ) -> None:
-    rounding = _ROUND[node.attributes.get_string("nearest_mode", "round_prefer_floor")]
-    picks = [
-        np.clip(rounding(p), 0, source - 1).astype(np.int32)
-        for p, (source, _) in zip(points, sizes, strict=True)
-    ]
+    rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    picks = []
+    for axis_points, (source, _) in zip(points, sizes, strict=True):
+        pixels = nearest_pixels(rounding, axis_points, source)
+        if pixels is None:
+            raise e.refuse(node, f"nearest mode {rounding!r} is not supported")
+        picks.append(pixels.astype(np.int32))
     factors = [target // source for source, target in sizes]
     repeats = all(
         target % source == 0 and np.array_equal(pick, np.arange(target) // factor)

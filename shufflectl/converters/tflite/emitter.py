@@ -23,7 +23,7 @@ from shufflectl.converters.tflite.layout import Dim, Shape, View, channels_last,
 from shufflectl.converters.trace import NHWC, TensorView, Trace
 from shufflectl.errors import UnsupportedOperatorError
 
-__all__ = ["Emitter", "Handler", "Operand", "Order", "Site"]
+__all__ = ["Emitter", "Handler", "Operand", "Order", "Site", "fixed_sizes"]
 
 Order = tuple[int, ...]
 _FP16_MAX = float(np.finfo(np.float16).max)
@@ -156,6 +156,14 @@ class Site:
     def refuse(self, why: str, hint: str = "") -> NoReturn:
         """Raise the error that says that the target cannot express this node."""
         raise UnsupportedOperatorError(self.name, self.op_type, "tflite", why=why, hint=hint)
+
+
+def fixed_sizes(site: Site, shape: Shape, axes: Sequence[int]) -> list[int]:
+    """Return sizes that must be fixed."""
+    sizes = [shape[a] for a in axes]
+    if not all(isinstance(size, int) for size in sizes):
+        site.refuse(f"the size of axis {axes[0]} and later is not fixed in {list(shape)}")
+    return [int(size) for size in sizes]
 
 
 Handler = Callable[["Emitter", Site], None]

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.tflite import fuse
-from shufflectl.converters.tflite.emitter import Emitter, Handler, Operand, Order, Site
+from shufflectl.converters.tflite.emitter import Emitter, Handler, Operand, Order, Site, fixed_sizes
 from shufflectl.converters.tflite.flatbuffer import Tensor
 from shufflectl.converters.tflite.layout import Dim, Shape, View
+from shufflectl.converters.tflite.resize import resize
 from shufflectl.converters.trace import NHWC
 
 __all__ = ["OPERATORS"]
@@ -30,14 +31,6 @@ _MAX_BROADCAST_RANK = 4
 
 def _int32(values: Any) -> NDArray[np.int32]:
     return np.asarray(values, np.int32)
-
-
-def _sizes(site: Site, shape: Shape, axes: Sequence[int]) -> list[int]:
-    """Return sizes that must be fixed."""
-    sizes = [shape[a] for a in axes]
-    if not all(isinstance(size, int) for size in sizes):
-        site.refuse(f"the size of axis {axes[0]} and later is not fixed in {list(shape)}")
-    return [int(size) for size in sizes]
 
 
 # Convolution and pooling.
@@ -52,8 +45,8 @@ class _Window:
         self.kernel = list(kernel)
         self.strides = site.ints("strides", [1, 1])
         self.dilations = site.ints("dilations", [1, 1])
-        self.source = _sizes(site, source, (2, 3))
-        self.result = _sizes(site, site.shape, (2, 3))
+        self.source = fixed_sizes(site, source, (2, 3))
+        self.result = fixed_sizes(site, site.shape, (2, 3))
         self.extent = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
         # what the outputs read beyond the input, whatever the declared padding at the end is
         span = [(o - 1) * s + e for o, s, e in zip(self.result, self.strides, self.extent, strict=True)]
@@ -538,7 +531,7 @@ def split(e: Emitter, site: Site) -> None:
     order = e.common_order([data])
     source = e.settle(data, order)
     where = order.index(axis)
-    sizes = [_sizes(site, Graph.shape(v), [axis])[0] for v in site.outputs]
+    sizes = [fixed_sizes(site, Graph.shape(v), [axis])[0] for v in site.outputs]
     if len(set(sizes)) == 1 and 2 <= len(sizes) <= 4:
         along = e.constant(_int32(where), "axis")
         targets = [e.result(v, order) for v in site.outputs]
@@ -619,7 +612,7 @@ def gather(e: Emitter, site: Site) -> None:
     data = e.operand(site.input(0))
     axis = site.axis("axis", 0, data.rank)
     indices = site.constant(1, "index")
-    (size,) = _sizes(site, data.shape, [axis])
+    (size,) = fixed_sizes(site, data.shape, [axis])
     if indices.size and (int(indices.min()) < -size or int(indices.max()) >= size):
         site.refuse(f"an index is outside axis {axis} of size {size}")
     flat = indices.reshape(-1).astype(np.int64) % size
@@ -682,113 +675,6 @@ def pad(e: Emitter, site: Site) -> None:
         e.add(Op.MIRROR_PAD, [source, amount], [target], options)
     else:
         _pad_operator(e, source, target, [(int(a), int(b)) for a, b in grow], value)
-
-
-def resize(e: Emitter, site: Site) -> None:
-    """Write Resize over H and W where TFLite reads exactly the same pixels.
-
-    Nearest neighbours that TFLite would round otherwise become a GATHER for each axis.
-    """
-    data = e.operand(site.input(0))
-    mode, coordinates = (
-        site.text("mode", "nearest"),
-        site.text("coordinate_transformation_mode", "half_pixel"),
-    )
-    # shape inference gives a symbolic batch a new name here
-    batches = {size if isinstance(size, int) else "" for size in (data.shape[0], site.shape[0])}
-    if data.rank != 4 or data.shape[1] != site.shape[1] or len(batches) > 1:
-        site.refuse("only H and W of an image can be resized")
-    if mode not in ("nearest", "linear"):
-        site.refuse(f"mode {mode!r} is not supported", "use 'nearest' or 'linear'")
-    if site.integer("antialias", 0):
-        site.refuse("antialias is not supported")
-    before, after = _sizes(site, data.shape, (2, 3)), _sizes(site, site.shape, (2, 3))
-    scales = site.optional(2, "list of scales")
-    given = [o / i for i, o in zip(before, after, strict=True)]
-    if scales is not None and scales.size:
-        axes = site.ints("axes", range(4)) if scales.size != 4 or site.ints("axes", []) else list(range(4))
-        by_axis = {a % 4: float(s) for a, s in zip(axes, scales, strict=True)}
-        given = [by_axis.get(2, 1.0), by_axis.get(3, 1.0)]
-    wanted = [_onnx_positions(site, coordinates, *sizes) for sizes in zip(before, after, given, strict=True)]
-    source = e.settle(data, NHWC)
-    size = e.constant(_int32(after), "size")
-    if mode == "linear":
-        wanted = [np.clip(w, 0, n - 1) for w, n in zip(wanted, before, strict=True)]
-        for corners, half in ((False, False), (True, False), (False, True)):
-            have = [
-                np.clip(_linear_positions(i, o, corners, half), 0, i - 1)
-                for i, o in zip(before, after, strict=True)
-            ]
-            if all(np.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(wanted, have, strict=True)):
-                bilinear = schema.ResizeBilinearOptionsT(alignCorners=corners, halfPixelCenters=half)
-                e.add(Op.RESIZE_BILINEAR, [source, size], [e.result(site.output, NHWC)], bilinear)
-                return
-        site.refuse(f"no option of RESIZE_BILINEAR samples as {coordinates!r} does from {before} to {after}")
-    rounding = site.text("nearest_mode", "round_prefer_floor")
-    pixels = [_rounded(site, rounding, w, n) for w, n in zip(wanted, before, strict=True)]
-    for corners, half in ((False, False), (True, False), (False, True)):
-        nearest = [_nearest_pixels(i, o, corners, half) for i, o in zip(before, after, strict=True)]
-        if all(np.array_equal(a, b) for a, b in zip(pixels, nearest, strict=True)):
-            options = schema.ResizeNearestNeighborOptionsT(alignCorners=corners, halfPixelCenters=half)
-            e.add(Op.RESIZE_NEAREST_NEIGHBOR, [source, size], [e.result(site.output, NHWC)], options)
-            return
-    batch, _, width, channels = source.dims
-    rows = e.inner(site, "rows", [batch, after[0], width, channels], data.dtype)
-    indices = [e.constant(p.astype(np.int32), "indices") for p in pixels]
-    e.add(Op.GATHER, [source, indices[0]], [rows], schema.GatherOptionsT(axis=1))
-    e.add(Op.GATHER, [rows, indices[1]], [e.result(site.output, NHWC)], schema.GatherOptionsT(axis=2))
-
-
-def _onnx_positions(site: Site, mode: str, before: int, after: int, scale: float) -> NDArray[np.float64]:
-    """Return where each output pixel lies in the input (ONNX's Resize, coordinate_transformation_mode)."""
-    x = np.arange(after, dtype=np.float64)
-    match mode:
-        case "pytorch_half_pixel" | "align_corners" if after == 1:
-            positions = np.zeros(1)
-        case "align_corners":
-            positions = x * (before - 1) / (after - 1)
-        case "half_pixel" | "pytorch_half_pixel":
-            positions = (x + 0.5) / scale - 0.5
-        case "half_pixel_symmetric":
-            positions = before / 2 * (1 - after / (scale * before)) + (x + 0.5) / scale - 0.5
-        case "asymmetric":
-            positions = x / scale
-        case _:
-            site.refuse(f"coordinate mode {mode!r} is not supported")
-    return positions
-
-
-def _linear_positions(before: int, after: int, corners: bool, half: bool) -> NDArray[np.float64]:
-    """Return where RESIZE_BILINEAR samples (kernels/internal/reference/resize_bilinear.h)."""
-    x = np.arange(after, dtype=np.float64)
-    scale = (before - 1) / (after - 1) if corners and after > 1 else before / after
-    return (x + 0.5) * scale - 0.5 if half else x * scale
-
-
-def _nearest_pixels(before: int, after: int, corners: bool, half: bool) -> NDArray[np.int64]:
-    """Return the pixels that RESIZE_NEAREST_NEIGHBOR takes (reference/resize_nearest_neighbor.h)."""
-    x = np.arange(after, dtype=np.float32)
-    scale = np.float32((before - 1) / (after - 1) if corners and after > 1 else before / after)
-    position = (x + np.float32(0.5 if half else 0)) * scale
-    pixel: NDArray[np.int64] = np.floor(position + np.float32(0.5 if corners else 0)).astype(np.int64)
-    return pixel.clip(0, before - 1)
-
-
-def _rounded(site: Site, mode: str, position: NDArray[np.float64], size: int) -> NDArray[np.int64]:
-    """Return the pixel that ONNX's nearest_mode takes for each position."""
-    position = position.astype(np.float32).astype(np.float64)  # runtimes compute positions in float32
-    match mode:
-        case "floor":
-            pixel = np.floor(position)
-        case "ceil":
-            pixel = np.ceil(position)
-        case "round_prefer_floor":
-            pixel = np.ceil(position - 0.5)
-        case "round_prefer_ceil":
-            pixel = np.floor(position + 0.5)
-        case _:
-            site.refuse(f"nearest mode {mode!r} is not supported")
-    return pixel.astype(np.int64).clip(0, size - 1)
 
 
 OPERATORS: Final[dict[str, Handler]] = {
