@@ -29,6 +29,7 @@ class ModelInfo:
         author: Who made the model.
         version: The model's own version.
         license: An SPDX expression.
+        precision: Of the file that holds this description; empty where it is not of one file.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelInfo:
     author: str = ""
     version: str = ""
     license: str = ""
+    precision: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values."""
@@ -53,6 +55,7 @@ class ModelInfo:
             "author": self.author,
             "version": self.version,
             "license": self.license,
+            "precision": self.precision,
         }
 
     @classmethod
@@ -65,5 +68,6 @@ class ModelInfo:
             labels=tuple(str(label) for label in data.get("labels", ())),
             version=str(data.get("version", "")),
             license=str(data.get("license", "")),
+            precision=str(data.get("precision", "")),
             **text,
         )

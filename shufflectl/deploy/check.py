@@ -281,5 +281,7 @@ def _target_of(path: Path) -> str | None:
 
 
 def _precision(summary: Summary) -> str:
-    """Return ``fp16`` for a file that holds or computes half precision anywhere."""
+    """Return what the file says, or ``fp16`` for a foreign one that computes half precision anywhere."""
+    if summary.metadata is not None and summary.metadata.precision:
+        return summary.metadata.precision
     return "fp16" if any(o.dtype == "float16" for o in summary.operators) else "fp32"

@@ -69,7 +69,9 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                     file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
-                    emitters[target](graph, info, request.emit_options(precision), path)
+                    emitters[target](
+                        graph, replace(info, precision=precision), request.emit_options(precision), path
+                    )
                     artifacts.append(Artifact(path, file, target, precision))
         verification = verify(
             model.variant.name,

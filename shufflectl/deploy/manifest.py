@@ -204,6 +204,7 @@ class ModelRecord:
         info = self.info.to_json()
         weights = {"spec": info.pop("weights"), "sha256": info.pop("weights_sha256")}
         preprocess, labels = info.pop("preprocess"), info.pop("labels")
+        del info["precision"]  # that is each artifact's own
         return {
             **info,
             "num_classes": self.num_classes,

@@ -44,29 +44,30 @@ def copied(dist: Path, folder: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("extension", EXTENSIONS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("change", "layer", "cause"), CHANGES, ids=["column", "channels", "pad"])
-def test_a_changed_file_fails_and_the_layer_is_named(
+def test_changed_files_fail_and_the_layer_is_named(
     change: Change,
     layer: str,
     cause: str,
     precision: str,
-    extension: str,
     digits_dist: Path,
     tmp_path: Path,
     run_cli: Any,
 ) -> None:
-    path = tmp_path / f"{MODEL}-{precision}.{extension}"
-    (shutil.copytree if extension == "mlpackage" else shutil.copy)(digits_dist / path.name, path)
-    change(path)
-    run = run_cli("check", path, "--images", "4", "--json")
+    paths = [tmp_path / f"{MODEL}-{precision}.{extension}" for extension in EXTENSIONS]
+    for path in paths:
+        (shutil.copytree if path.suffix == ".mlpackage" else shutil.copy)(digits_dist / path.name, path)
+        change(path)
+    run = run_cli("check", *paths, "--images", "4", "--json")
     assert 4 == run.status, run.stdout + run.stderr
-    (artifact,) = run.document["verifications"][0]["artifacts"]
-    assert not artifact["passed"]
-    assert artifact["divergence"]["tensor"].startswith(layer)
-    assert cause in artifact["divergence"]["diagnosis"]["sentence"]
-    assert artifact["divergence"]["tensor"] in run.stderr
+    artifacts = run.document["verifications"][0]["artifacts"]
+    assert [path.name for path in paths] == [artifact["file"] for artifact in artifacts]
+    for artifact in artifacts:
+        assert not artifact["passed"]
+        assert artifact["divergence"]["tensor"].startswith(layer)
+        assert cause in artifact["divergence"]["diagnosis"]["sentence"]
+        assert f"{artifact['file']} goes wrong at {artifact['divergence']['tensor']}" in run.stderr
 
 
 def test_the_per_layer_table_shows_where_it_begins(digits_dist: Path, tmp_path: Path, run_cli: Any) -> None:
