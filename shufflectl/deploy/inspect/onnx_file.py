@@ -21,9 +21,11 @@ from shufflectl.deploy.inspect.program import (
     Role,
     Shape,
     Value,
+    at,
     is_scalar,
     known_shape,
     role_table,
+    trained,
 )
 from shufflectl.deploy.onnx_weights import external_files, stored_tensors
 from shufflectl.errors import ArtifactError
@@ -325,28 +327,20 @@ class _Reader:
         )
 
 
-def _at(inputs: Sequence[Value | None], index: int | None) -> Value | None:
-    return inputs[index] if index is not None and index < len(inputs) else None
-
-
 def _weights(op_type: str, role: Role, inputs: Sequence[Value | None]) -> tuple[tuple[Value, ...], int]:
     """Return the trained constants, biases last, and the number of biases."""
     if role == "convolution":
         kernel, bias = _CONVOLUTIONS[op_type]
-        chosen, biases = [_at(inputs, kernel)], [_at(inputs, bias)]
-    elif role == "dense":
+        return trained([at(inputs, kernel)], [at(inputs, bias)])
+    if role == "dense":
         first, second, bias = _PRODUCTS[op_type]
-        chosen, biases = [_at(inputs, first), _at(inputs, second)], [_at(inputs, bias)]
-    elif op_type in _SCALES and role != "weights":
-        chosen, biases = [_at(inputs, index) for index in _SCALES[op_type]], []
-    elif op_type in _BINARY and role == "elementwise":
+        return trained([at(inputs, first), at(inputs, second)], [at(inputs, bias)])
+    if op_type in _SCALES and role != "weights":
+        return trained(at(inputs, index) for index in _SCALES[op_type])
+    if op_type in _BINARY and role == "elementwise":
         # A scalar is part of a formula (the 3 of hard-swish), not a trained tensor.
-        chosen, biases = [v for v in inputs if v is not None and not is_scalar(v)], []
-    else:
-        return (), 0
-    kernels = [v for v in chosen if v is not None and v.constant]
-    offsets = [v for v in biases if v is not None and v.constant]
-    return (*kernels, *offsets), len(offsets)
+        return trained(v for v in inputs if v is not None and not is_scalar(v))
+    return (), 0
 
 
 def _contraction(
@@ -355,10 +349,10 @@ def _contraction(
     if not outputs:
         return None
     if role == "convolution":
-        return _convolution(node, _at(inputs, 0), _at(inputs, _CONVOLUTIONS[node.op_type][0]), outputs[0])
+        return _convolution(node, at(inputs, 0), at(inputs, _CONVOLUTIONS[node.op_type][0]), outputs[0])
     if role == "dense":
         first, second, _ = _PRODUCTS[node.op_type]
-        return _product(node, _at(inputs, first), _at(inputs, second), outputs[0])
+        return _product(node, at(inputs, first), at(inputs, second), outputs[0])
     return None
 
 

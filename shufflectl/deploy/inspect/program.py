@@ -5,7 +5,7 @@ A reader knows its format's names, attribute encodings and axis orders; what fol
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,11 +18,13 @@ __all__ = [
     "Role",
     "Shape",
     "Value",
+    "at",
     "elements",
     "is_scalar",
     "known_shape",
     "role_table",
     "size_in_bytes",
+    "trained",
 ]
 
 Shape = tuple[int | None, ...]
@@ -193,6 +195,20 @@ def known_shape(value: Value | None) -> tuple[int, ...] | None:
 def is_scalar(value: Value) -> bool:
     """Whether a tensor has one element, whatever its rank."""
     return elements(value) == 1
+
+
+def at(inputs: Sequence[Value | None], index: int | None) -> Value | None:
+    """Return an operator's optional input, None where it is not given or has no position."""
+    return inputs[index] if index is not None and index < len(inputs) else None
+
+
+def trained(
+    kernels: Iterable[Value | None], biases: Iterable[Value | None] = ()
+) -> tuple[tuple[Value, ...], int]:
+    """Return the constants among what an operator may have learned, biases last, and how many are biases."""
+    first = [v for v in kernels if v is not None and v.constant]
+    last = [v for v in biases if v is not None and v.constant]
+    return (*first, *last), len(last)
 
 
 def role_table(names: Mapping[Role, str]) -> dict[str, Role]:

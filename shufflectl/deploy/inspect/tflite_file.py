@@ -21,9 +21,11 @@ from shufflectl.deploy.inspect.program import (
     Program,
     Role,
     Value,
+    at,
     is_scalar,
     known_shape,
     role_table,
+    trained,
 )
 from shufflectl.errors import ArtifactError, MissingDependencyError
 
@@ -55,6 +57,7 @@ _BINARY = """
     ADD SUB MUL DIV POW MINIMUM MAXIMUM ADD_N SQUARED_DIFFERENCE FLOOR_DIV FLOOR_MOD ATAN2 LESS LESS_EQUAL
     GREATER GREATER_EQUAL EQUAL NOT_EQUAL LOGICAL_AND LOGICAL_OR SELECT SELECT_V2 BITWISE_XOR RIGHT_SHIFT
     """
+_BINARY_NAMES = frozenset(_BINARY.split())
 
 _ROLES = role_table(
     {
@@ -183,12 +186,7 @@ class _Reader:
     def _code(self, code: Any) -> str:
         # The old field is a byte: readers take whichever of the two says more (tensorflow's schema_utils).
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        names = {
-            value: name
-            for name, value in vars(self._schema.BuiltinOperator).items()
-            if isinstance(value, int)
-        }
-        name = names.get(number, f"BUILTIN_{number}")
+        name = self._operators.get(number, f"BUILTIN_{number}")
         if name == "CUSTOM":
             return f"CUSTOM:{(code.CustomCode() or b'').decode('utf-8', 'replace')}"
         return str(name)
@@ -255,10 +253,10 @@ class _Reader:
             return None
         if kind in _CONVOLUTIONS:
             image, kernel, _ = _CONVOLUTIONS[kind]
-            return _convolution(kind, _at(inputs, image), _at(inputs, kernel), outputs[0])
+            return _convolution(kind, at(inputs, image), at(inputs, kernel), outputs[0])
         first, second, result = (
-            known_shape(_at(inputs, 0)),
-            known_shape(_at(inputs, 1)),
+            known_shape(at(inputs, 0)),
+            known_shape(at(inputs, 1)),
             known_shape(outputs[0]),
         )
         if first is None or second is None:
@@ -283,32 +281,20 @@ def _names(enumeration: type) -> dict[int, str]:
     return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
 
 
-def _at(inputs: Sequence[Value | None], index: int | None) -> Value | None:
-    return inputs[index] if index is not None and index < len(inputs) else None
-
-
 def _weights(kind: str, role: Role, inputs: Sequence[Value | None]) -> tuple[tuple[Value, ...], int]:
     """Return the trained constants, biases last, and the number of biases."""
-    biases: list[Value | None] = []
     if role == "convolution":
         _, kernel, bias = _CONVOLUTIONS[kind]
-        chosen, biases = [_at(inputs, kernel)], [_at(inputs, bias)]
-    elif role == "dense":
-        first, second, offset = _PRODUCTS[kind]
-        chosen, biases = [_at(inputs, first), _at(inputs, second)], [_at(inputs, offset)]
-    elif kind in _SCALES and role != "weights":
-        chosen = [_at(inputs, index) for index in _SCALES[kind]]
-    elif role == "elementwise" and kind in _BINARY_NAMES:
+        return trained([at(inputs, kernel)], [at(inputs, bias)])
+    if role == "dense":
+        first, second, bias_of_product = _PRODUCTS[kind]
+        return trained([at(inputs, first), at(inputs, second)], [at(inputs, bias_of_product)])
+    if kind in _SCALES and role != "weights":
+        return trained(at(inputs, index) for index in _SCALES[kind])
+    if kind in _BINARY_NAMES and role == "elementwise":
         # A scalar is part of a formula (the 3 of hard-swish), not a trained tensor.
-        chosen = [v for v in inputs if v is not None and not is_scalar(v)]
-    else:
-        return (), 0
-    kernels = [v for v in chosen if v is not None and v.constant]
-    offsets = [v for v in biases if v is not None and v.constant]
-    return (*kernels, *offsets), len(offsets)
-
-
-_BINARY_NAMES = frozenset(_BINARY.split())
+        return trained(v for v in inputs if v is not None and not is_scalar(v))
+    return (), 0
 
 
 def _convolution(kind: str, image: Value | None, kernel: Value | None, output: Value) -> Contraction | None:
