@@ -209,6 +209,21 @@ def _extremum(e: Emission, node: ir.Node, *, operation: str) -> None:
     e.bind(node, result)
 
 
+def _sum(e: Emission, node: ir.Node) -> None:
+    _extremum(e, node, operation="add")
+
+
+def _reciprocal(e: Emission, node: ir.Node) -> None:
+    # MIL's own `inverse` adds a figure to its input.
+    e.bind(node, e.mb.real_div(x=np.float32(1), y=e.value(node), name=e.name(node)))
+
+
+def _gelu(e: Emission, node: ir.Node) -> None:
+    tanh = node.attributes.get_string("approximate", "none") == "tanh"
+    mode = "TANH_APPROXIMATION" if tanh else "EXACT"
+    e.bind(node, e.mb.gelu(x=e.value(node), mode=mode, name=e.name(node)))
+
+
 def _negate(e: Emission, node: ir.Node) -> None:
     e.bind(node, e.mb.mul(x=e.value(node), y=np.float32(-1), name=e.name(node)))
 
@@ -255,14 +270,17 @@ def _prelu(e: Emission, node: ir.Node) -> None:
     rank, channels = len(shape), shape[1] if len(shape) > 1 else None
     # The slope is broadcast from the right: [C, 1, 1] has the channels on axis 1 of [N, C, H, W].
     aligned = (1,) * (rank - slope.ndim) + slope.shape
-    if not isinstance(channels, int) or rank not in (3, 4, 5) or len(aligned) != rank:
-        raise e.refuse(node, f"MIL has it for tensors of rank 3 to 5, not {rank}")
-    if any(size != 1 for axis, size in enumerate(aligned) if axis != 1):
-        raise e.refuse(node, f"its slope {list(slope.shape)} is not one figure a channel")
-    alpha = np.broadcast_to(slope.reshape(-1), (channels,))
-    if rank != 4 and np.ptp(alpha) > 0:
-        raise e.refuse(node, "MIL has slopes that differ by channel for images only")
-    e.bind(node, e.mb.prelu(x=e.value(node), alpha=e.literal(node, alpha), name=e.name(node)))
+    by_channel = len(aligned) == rank and all(s == 1 for axis, s in enumerate(aligned) if axis != 1)
+    if rank == 4 and isinstance(channels, int) and by_channel:
+        alpha = np.broadcast_to(slope.reshape(-1), (channels,))
+        e.bind(node, e.mb.prelu(x=e.value(node), alpha=e.literal(node, alpha), name=e.name(node)))
+        return
+    # MIL has slopes that differ by channel for images only: max(x, 0) + slope * min(x, 0)
+    x, zero = e.value(node), np.float32(0)
+    negative = e.mb.minimum(x=x, y=zero, name=e.helper(node, "negative"))
+    scaled = e.mb.mul(x=negative, y=e.literal(node, slope), name=e.helper(node, "scaled"))
+    positive = e.mb.relu(x=x, name=e.helper(node, "positive"))
+    e.bind(node, e.mb.add(x=positive, y=scaled, name=e.name(node)))
 
 
 def _hard_sigmoid(e: Emission, node: ir.Node) -> None:
@@ -285,6 +303,22 @@ def _softmax(e: Emission, node: ir.Node) -> None:
         )
     axis = e.axis(node, node.attributes.get_int("axis", -1))
     e.bind(node, e.mb.softmax(x=e.value(node), axis=axis, name=e.name(node)))
+
+
+def _log_softmax(e: Emission, node: ir.Node) -> None:
+    if e.graph.opset < 13:
+        raise e.refuse(
+            node, "before operator set 13 it flattens its input", "export with operator set 13 or later"
+        )
+    axis = e.axis(node, node.attributes.get_int("axis", -1))
+    x = e.value(node)
+    # The largest is taken off first, so that no exponential overflows, in fp16 least of all.
+    most = e.mb.reduce_max(x=x, axes=[axis], keep_dims=True, name=e.helper(node, "most"))
+    below = e.mb.sub(x=x, y=most, name=e.helper(node, "below"))
+    powers = e.mb.exp(x=below, name=e.helper(node, "powers"))
+    total = e.mb.reduce_sum(x=powers, axes=[axis], keep_dims=True, name=e.helper(node, "total"))
+    logarithm = e.mb.log(x=total, name=e.helper(node, "log"))
+    e.bind(node, e.mb.sub(x=below, y=logarithm, name=e.name(node)))
 
 
 _CASTS: Final = MappingProxyType(
@@ -481,7 +515,54 @@ def _unsqueeze(e: Emission, node: ir.Node) -> None:
     e.bind(node, e.mb.expand_dims(x=e.value(node), axes=sorted(a % rank for a in axes), name=e.name(node)))
 
 
+def _expand(e: Emission, node: ir.Node) -> None:
+    given, result = e.shape(node), e.graph.shape(node.outputs[0])
+    lifted: tuple[int | str, ...] = (1,) * (len(result) - len(given)) + tuple(given)
+    repeats = []
+    for before, after in zip(lifted, result, strict=True):
+        if before != after and not (before == 1 and isinstance(after, int)):
+            raise e.refuse(node, "it repeats a dimension that is not static")
+        repeats.append(1 if before == after else int(after))
+    x = e.value(node)
+    if len(lifted) > len(given):
+        axes = list(range(len(lifted) - len(given)))
+        x = e.mb.expand_dims(x=x, axes=axes, name=e.helper(node, "lifted"))
+    e.bind(node, e.mb.tile(x=x, reps=repeats, name=e.name(node)))
+
+
+def _tile(e: Emission, node: ir.Node) -> None:
+    repeats = [int(n) for n in e.required(node, 1, "number of repetitions").reshape(-1)]
+    if min(repeats, default=1) < 1:
+        raise e.refuse(node, "the result is empty")
+    e.bind(node, e.mb.tile(x=e.value(node), reps=repeats, name=e.name(node)))
+
+
 _PAD_MODES: Final = MappingProxyType({"constant": "constant", "reflect": "reflect", "edge": "replicate"})
+
+
+def _cut(e: Emission, node: ir.Node, before: Sequence[int], after: Sequence[int]) -> Any:
+    """Return the input with what negative padding cuts off taken away."""
+    shape = e.shape(node)
+    cut = [(max(-first, 0), max(-last, 0)) for first, last in zip(before, after, strict=True)]
+    if not any(first or last for first, last in cut):
+        return e.value(node)
+    ends = []
+    for size, (first, last) in zip(shape, cut, strict=True):
+        if (first or last) and not isinstance(size, int):
+            raise e.refuse(node, "it cuts a dimension that is not static")
+        ends.append(int(size) - last if first or last else 0)
+        if (first or last) and ends[-1] <= first:
+            raise e.refuse(node, "it cuts off everything")
+    whole = [not (first or last) for first, last in cut]
+    only = min((*before, *after)) < 0 and max((*before, *after)) <= 0
+    return e.mb.slice_by_index(
+        x=e.value(node),
+        begin=[first for first, _ in cut],
+        end=ends,
+        begin_mask=whole,
+        end_mask=whole,
+        name=e.name(node) if only else e.helper(node, "cut"),
+    )
 
 
 def _pad(e: Emission, node: ir.Node) -> None:
@@ -496,11 +577,11 @@ def _pad(e: Emission, node: ir.Node) -> None:
     before, after = [0] * rank, [0] * rank
     for index, axis in enumerate(axes):
         before[axis], after[axis] = pads[index], pads[index + len(axes)]
-    if min(before + after) < 0:
-        raise e.refuse(node, "negative padding")
+    x = _cut(e, node, before, after)
+    before, after = [max(p, 0) for p in before], [max(p, 0) for p in after]
     first = next((i for i in range(rank) if before[i] or after[i]), rank)
     if first == rank:
-        e.bind(node, e.value(node))
+        e.bind(node, x)
         return
     value = np.float32(node.attributes.get_float("value", 0.0))
     if e.has(node, 2):
@@ -511,7 +592,7 @@ def _pad(e: Emission, node: ir.Node) -> None:
             raise e.refuse(node, f"mode {mode} on a dimension before the last two")
         value = np.float32(0)
     padded = e.mb.pad(
-        x=e.value(node),
+        x=x,
         pad=_interleaved(before[first:], after[first:]),
         mode=_PAD_MODES[mode],
         constant_val=value,
@@ -527,6 +608,7 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "AveragePool": partial(_pool, average=True),
         "BatchNormalization": _batch_norm,
         "Cast": _cast,
+        "Ceil": partial(_unary, operation="ceil"),
         "Clip": _clip,
         "Concat": _concat,
         "Conv": _conv,
@@ -535,8 +617,11 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "Elu": _elu,
         "Erf": partial(_unary, operation="erf"),
         "Exp": partial(_unary, operation="exp"),
+        "Expand": _expand,
         "Flatten": _flatten,
+        "Floor": partial(_unary, operation="floor"),
         "Gather": _gather,
+        "Gelu": _gelu,
         "Gemm": _gemm,
         "GlobalAveragePool": partial(_global_pool, operation="reduce_mean"),
         "GlobalMaxPool": partial(_global_pool, operation="reduce_max"),
@@ -544,6 +629,8 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "HardSwish": _hard_swish,
         "Identity": _identity,
         "LeakyRelu": _leaky_relu,
+        "Log": partial(_unary, operation="log"),
+        "LogSoftmax": _log_softmax,
         "MatMul": _matmul,
         "Max": partial(_extremum, operation="maximum"),
         "MaxPool": partial(_pool, average=False),
@@ -553,8 +640,11 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "PRelu": _prelu,
         "Pad": _pad,
         "Pow": partial(_binary, operation="pow"),
+        "Reciprocal": _reciprocal,
+        "ReduceL2": partial(_reduce, operation="reduce_l2_norm"),
         "ReduceMax": partial(_reduce, operation="reduce_max"),
         "ReduceMean": partial(_reduce, operation="reduce_mean"),
+        "ReduceMin": partial(_reduce, operation="reduce_min"),
         "ReduceSum": partial(_reduce, operation="reduce_sum"),
         "Relu": partial(_unary, operation="relu"),
         "Reshape": _reshape,
@@ -562,11 +652,14 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "Sigmoid": partial(_unary, operation="sigmoid"),
         "Slice": _slice,
         "Softmax": _softmax,
+        "Softplus": partial(_unary, operation="softplus"),
         "Split": _split,
         "Sqrt": partial(_unary, operation="sqrt"),
         "Squeeze": _squeeze,
         "Sub": partial(_binary, operation="sub"),
+        "Sum": _sum,
         "Tanh": partial(_unary, operation="tanh"),
+        "Tile": _tile,
         "Transpose": _transpose,
         "Unsqueeze": _unsqueeze,
     }
