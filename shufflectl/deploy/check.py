@@ -253,16 +253,16 @@ def _from_manifest(folder: Path) -> list[_Group]:
 
 
 def _from_files(paths: Sequence[Path], notify: Notify) -> list[_Group]:
-    by_name: dict[tuple[str, str] | None, _Group] = {}
+    by_name: dict[tuple[str, str, tuple[int | None, ...]] | None, _Group] = {}
     for path in paths:
         target = _target_of(path)
         if target is None:
-            kinds = ", ".join(row.extension for row in TARGETS.values())
-            raise ArtifactError(f"{path} is not an exported file", hint=f"pass {kinds} files")
+            raise _no_artifact(path)
         notify(f"reading {path.name}", 0, 0)
         summary = summarize(path)
         info = summary.metadata
-        key = None if info is None else (info.name, info.weights_sha256)
+        # Files for other sizes of image are other models, as they are in a manifest.
+        key = None if info is None else (info.name, info.weights_sha256, _image(summary))
         group = by_name.setdefault(key, _Group(info))
         file = path.name
         if any(a.file == file for a in group.artifacts):
@@ -274,6 +274,23 @@ def _from_files(paths: Sequence[Path], notify: Notify) -> list[_Group]:
     elif foreign is not None:
         by_name[None] = foreign
     return list(by_name.values())
+
+
+def _image(summary: Summary) -> tuple[int | None, ...]:
+    """Return channels, height and width of the input in an order of their own, whatever the layout."""
+    shape = summary.inputs[0].shape if summary.inputs else None
+    return tuple(sorted((shape or ())[1:], key=lambda size: -1 if size is None else size))
+
+
+def _no_artifact(path: Path) -> ArtifactError:
+    if not path.exists():
+        return ArtifactError(f"{path} does not exist", hint="check the path")
+    if path.name == MANIFEST:
+        return ArtifactError(
+            f"{path} is a manifest, not a file of a model", hint=f"pass its folder: {path.parent}"
+        )
+    kinds = ", ".join(row.extension for row in TARGETS.values())
+    return ArtifactError(f"{path} is not an exported file", hint=f"pass {kinds} files, or their folder")
 
 
 def _target_of(path: Path) -> str | None:

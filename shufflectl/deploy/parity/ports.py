@@ -84,6 +84,13 @@ class Ports:
             held = view or self._guess(spec, logical.shape)
             with np.errstate(over="ignore"):  # an fp16 input may overflow: that shows in the outputs
                 feeds[spec.name] = self.view_to_file(held, logical).astype(spec.dtype, copy=False)
+            if not _fits(spec.shape, feeds[spec.name].shape):
+                given = [*spec.shape[:1], *feeds[spec.name].shape[1:]]
+                raise DataError(
+                    f"{self.file} takes {spec.name!r} of shape {_text(spec.shape)}, and the images are "
+                    f"{_text(given)}",
+                    hint="compare files of one input size; a file of another model may have taken its place",
+                )
         results = self.session.run(feeds, taps)
         outputs = {}
         for name, spec, view in self.outputs:
@@ -162,6 +169,10 @@ class Ports:
                 hint="check the model's input size",
             )
         return TensorView(spec.name, NHWC if turned else None)
+
+
+def _text(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
 def _fits(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
