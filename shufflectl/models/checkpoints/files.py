@@ -79,7 +79,7 @@ def read(path: Path) -> WeightsFile:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise CheckpointError(
-            f"{path.name} is not a checkpoint: weights files end in {', '.join(SUFFIXES)}",
+            f"{path.name or path} is not a checkpoint: weights files end in {', '.join(SUFFIXES)}",
             hint="save the model's state_dict with torch.save or safetensors.torch.save_file",
         )
     try:
@@ -298,7 +298,8 @@ def _state_dict(path: Path, contents: object, size: int) -> dict[str, Tensor]:
             )
         if tensor.numel() * tensor.element_size() > size:  # a few stored bytes, repeated by strides of 0
             raise CheckpointError(
-                f"tensor {printable(name)!r} of {path.name} claims to be larger than the file"
+                f"tensor {printable(name)!r} of {path.name} claims to be larger than the file",
+                hint="save the state dict of the model itself, its tensors contiguous",
             )
     return tensors
 

@@ -49,7 +49,7 @@ def fit(variant: Variant, file: WeightsFile, num_classes: int | None) -> dict[st
     expected = skeleton(variant, _classes(variant, file, tensors, num_classes)).state_dict()
     missing = [name for name in expected if name not in tensors and not name.endswith(_COUNTER)]
     extra = [name for name in tensors if name not in expected]
-    other = _better(variant, file)
+    other = _better(variant, file) or "check what network the file is of: `shufflectl models` lists them"
     if missing:
         raise CheckpointError(
             f"{file.path.name} does not fit {variant.name}: {_some(missing)} {_are(missing)} missing",

@@ -152,8 +152,9 @@ def test_a_compressed_archive_is_refused(tmp_path: Path, archive: Path) -> None:
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, path)
-    with pytest.raises(CheckpointError, match=r"'a' of w\.pth claims to be larger than the file"):
+    with pytest.raises(CheckpointError, match=r"'a' of w\.pth claims to be larger than the file") as caught:
         read(path)
+    assert "contiguous" in caught.value.hint
 
 
 def test_another_archive_is_refused(tmp_path: Path) -> None:

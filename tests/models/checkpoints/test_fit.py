@@ -120,8 +120,9 @@ def test_a_missing_classifier_is_said_so(state: dict[str, Tensor]) -> None:
 
 
 def test_a_surplus_tensor_is_named(state: dict[str, Tensor]) -> None:
-    with pytest.raises(CheckpointError, match=r"it also holds 'head\.weight'"):
+    with pytest.raises(CheckpointError, match=r"it also holds 'head\.weight'") as caught:
         fitted({**state, "head.weight": torch.ones(1)})
+    assert "shufflectl models" in caught.value.hint
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(state: dict[str, Tensor]) -> None:
