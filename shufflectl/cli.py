@@ -1,7 +1,10 @@
 """The command line: it parses, calls the library and prints. No logic, and no heavy import at start-up."""
 
 import atexit
+import errno
 import gc
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +14,7 @@ import typer
 
 from shufflectl import __version__
 from shufflectl.console import Output
-from shufflectl.errors import ParityError, ShufflectlError, UsageError
+from shufflectl.errors import OutputError, ParityError, ShufflectlError, UsageError
 
 if TYPE_CHECKING:
     from shufflectl.deploy.options import ParityOptions
@@ -354,8 +357,20 @@ def _fail(error: ShufflectlError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def _prepare_streams() -> None:
+    """Make standard output and error usable: closed ones lead nowhere, others show ? for what they lack."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+            setattr(sys, name, nowhere)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(run: Callable[[], Any] = app) -> None:
     """Run the program. The one place where an error becomes an exit code."""
+    _prepare_streams()
     atexit.register(gc.freeze)  # a last collection over torch's objects would take seconds, and free nothing
     try:
         run()
@@ -367,12 +382,11 @@ def main(run: Callable[[], Any] = app) -> None:
         _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
     except Exception as error:
         if OUTPUT.verbose:
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+            _fail(OutputError(f"the output cannot be written: {error.strerror}", hint="send it elsewhere"))
         _fail(
             ShufflectlError(
                 f"internal error: {type(error).__name__}: {error}",

@@ -57,6 +57,7 @@ class Output:
         self._documented = True
         json.dump(data, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")
+        sys.stdout.flush()  # a full disk shows here, not when the interpreter ends
 
     def text(self, text: str) -> None:
         """Print a result as text (rich markup) on standard output."""

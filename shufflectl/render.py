@@ -50,15 +50,15 @@ def checked(output: Output, result: "CheckResult") -> None:
 
 def _verification(output: Output, verification: "Verification") -> None:
     labelled = verification.reference_accuracy is not None
-    columns = ["file", "bytes", "operators", "rank", "max |Δ|", "SQNR dB", "top-1 agreement"]
+    # The verdict comes early: what a narrow terminal cuts off is on the right.
+    columns = ["file", "verdict", "bytes", "operators", "rank", "max |Δ|", "SQNR dB", "top-1 agreement"]
     if labelled:
         columns.append("accuracy")
-    columns.append("verdict")
     output.table(
         f"{verification.model} against {verification.reference}",
         columns,
         [_row(result, labelled=labelled) for result in verification.results],
-        right=columns[1:-1],
+        right=columns[2:],
     )
     ran = dict.fromkeys(f"{result.artifact.target}: {result.runtime}" for result in verification.results)
     output.text(f"[dim]run with {_escape(', '.join(ran))}[/]")
@@ -92,8 +92,12 @@ def _verification(output: Output, verification: "Verification") -> None:
 def _row(result: "Result", *, labelled: bool) -> list[str]:
     comparison = result.comparison
     rank = result.summary.largest_rank
+    verdict = _PASS if result.passed else _FAIL
+    if result.changed:
+        verdict += " [yellow]changed[/]"
     cells = [
         _escape(result.artifact.file),
+        verdict,
         human_bytes(result.summary.bytes or 0),
         str(len(result.summary.operators)),
         _UNKNOWN if rank is None else str(rank.rank),
@@ -110,10 +114,7 @@ def _row(result: "Result", *, labelled: bool) -> list[str]:
     if labelled:
         accuracy = result.accuracy
         cells.append("" if accuracy is None else f"{accuracy.correct}/{accuracy.total}")
-    verdict = _PASS if result.passed else _FAIL
-    if result.changed:
-        verdict += " [yellow]changed[/]"
-    return [*cells, verdict]
+    return cells
 
 
 def _layers(output: Output, file: str, layers: "Sequence[Layer]") -> None:
