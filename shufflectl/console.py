@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,9 @@ from shufflectl.errors import ShufflectlError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Notify", "Output", "human_bytes"]
+    from shufflectl.deploy.verify import Notify
 
-Notify = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
+__all__ = ["Output", "human_bytes"]
 
 _PATIENCE_S = 1.0
 
@@ -110,7 +109,7 @@ class Output:
             self.note(f"[bold cyan]hint:[/] {escape(error.hint)}")
 
     @contextmanager
-    def progress(self) -> Iterator[Notify]:
+    def progress(self) -> Iterator["Notify"]:
         """Yield a `Notify` that draws on a terminal, once the work has taken over a second."""
         if self.json or self.verbose or not sys.stderr.isatty():
             yield lambda _what, _done, _total: None

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,18 @@ def test_every_module_says_what_is_public() -> None:
         module = importlib.import_module(name)
         if Path(str(module.__file__)).stat().st_size > 200:  # the marker of a package holds one docstring
             assert [] == [n for n in module.__all__ if n.startswith("_") or not hasattr(module, n)], name
+
+
+def test_no_module_reaches_for_what_another_keeps_to_itself() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith("shufflectl"):
+                continue
+            source = importlib.import_module(str(node.module))
+            public = {*getattr(source, "__all__", ()), "__version__"}
+            if hasattr(source, "__path__"):
+                public |= {info.name for info in pkgutil.iter_modules(source.__path__)}
+            hidden = sorted({alias.name for alias in node.names} - public)
+            found += [f"{path.relative_to(PACKAGE)} takes {name} of {node.module}" for name in hidden]
+    assert [] == found
