@@ -224,6 +224,12 @@ def _gelu(e: Emission, node: ir.Node) -> None:
     e.bind(node, e.mb.gelu(x=e.value(node), mode=mode, name=e.name(node)))
 
 
+def _mish(e: Emission, node: ir.Node) -> None:
+    soft = e.mb.softplus(x=e.value(node), name=e.helper(node, "softplus"))
+    gate = e.mb.tanh(x=soft, name=e.helper(node, "gate"))
+    e.bind(node, e.mb.mul(x=e.value(node), y=gate, name=e.name(node)))
+
+
 def _negate(e: Emission, node: ir.Node) -> None:
     e.bind(node, e.mb.mul(x=e.value(node), y=np.float32(-1), name=e.name(node)))
 
@@ -635,6 +641,7 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "Max": partial(_extremum, operation="maximum"),
         "MaxPool": partial(_pool, average=False),
         "Min": partial(_extremum, operation="minimum"),
+        "Mish": _mish,
         "Mul": partial(_binary, operation="mul"),
         "Neg": _negate,
         "PRelu": _prelu,

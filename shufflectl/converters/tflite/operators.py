@@ -216,6 +216,26 @@ def reduction(code: int, e: Emitter, site: Site) -> None:
     _reduce(e, site, code, [a % data.rank for a in axes], keep=bool(site.integer("keepdims", 1)))
 
 
+def reduce_l2(e: Emitter, site: Site) -> None:
+    """Write ReduceL2 as the root of a sum of squares."""
+    data = e.operand(site.input(0))
+    order = e.common_order([data])
+    source = e.settle(data, order)
+    given = site.optional(1, "list of axes")
+    axes = site.ints("axes", []) if given is None else [int(a) for a in given.reshape(-1)]
+    if not axes and site.integer("noop_with_empty_axes", 0):
+        site.refuse("a norm over no axes is not supported")
+    over = {a % data.rank for a in axes} or set(range(data.rank))
+    keep = bool(site.integer("keepdims", 1))
+    names = [a for a in range(data.rank) if keep or a not in over]
+    target = e.result(site.output, tuple(names.index(a) for a in order if keep or a not in over))
+    squares, total = e.inner(site, "squares", source.dims), e.inner(site, "total", target.dims)
+    where = e.constant(_int32(sorted(order.index(a) for a in over)), "axes")
+    e.add(Op.MUL, [source, source], [squares], schema.MulOptionsT())
+    e.add(Op.SUM, [squares, where], [total], schema.ReducerOptionsT(keepDims=keep))
+    e.add(Op.SQRT, [total], [target])
+
+
 def _reduce(e: Emitter, site: Site, code: int, axes: list[int], *, keep: bool) -> None:
     data = e.operand(site.input(0))
     order = e.common_order([data])
@@ -406,10 +426,49 @@ def hard_sigmoid(e: Emitter, site: Site) -> None:
 
 
 def elu(e: Emitter, site: Site) -> None:
-    """Write Elu, whose slope TFLite fixes at 1."""
-    if site.number("alpha", 1.0) != 1:
-        site.refuse("only alpha = 1 is supported")
-    unary(Op.ELU, None, e, site)
+    """Write Elu. A slope that is not TFLite's 1 takes ``max(x, 0) + alpha * elu(min(x, 0))``."""
+    alpha = site.number("alpha", 1.0)
+    if alpha == 1:
+        unary(Op.ELU, None, e, site)
+        return
+    source, target = e.elementwise(site)
+    positive, negative, bent, scaled = (
+        e.inner(site, role, source.dims) for role in ("positive", "negative", "bent", "scaled")
+    )
+    e.add(Op.RELU, [source], [positive])
+    e.add(Op.MINIMUM, [source, _scalar(e, 0.0)], [negative], schema.MaximumMinimumOptionsT())
+    e.add(Op.ELU, [negative], [bent])
+    e.add(Op.MUL, [bent, _scalar(e, alpha)], [scaled], schema.MulOptionsT())
+    e.add(Op.ADD, [positive, scaled], [target], schema.AddOptionsT())
+
+
+def _softplus_operators(e: Emitter, site: Site, source: Tensor, target: Tensor) -> None:
+    """Append ``max(x, 0) + log(1 + exp(-|x|))``, in which no exponential overflows."""
+    size, below, power, more, rest, positive = (
+        e.inner(site, role, source.dims) for role in ("size", "below", "power", "more", "rest", "positive")
+    )
+    e.add(Op.ABS, [source], [size], schema.AbsOptionsT())
+    e.add(Op.NEG, [size], [below], schema.NegOptionsT())
+    e.add(Op.EXP, [below], [power], schema.ExpOptionsT())
+    e.add(Op.ADD, [power, _scalar(e, 1.0)], [more], schema.AddOptionsT())
+    e.add(Op.LOG, [more], [rest])
+    e.add(Op.RELU, [source], [positive])
+    e.add(Op.ADD, [positive, rest], [target], schema.AddOptionsT())
+
+
+def softplus(e: Emitter, site: Site) -> None:
+    """Write Softplus, which TFLite has not, by its definition."""
+    source, target = e.elementwise(site)
+    _softplus_operators(e, site, source, target)
+
+
+def mish(e: Emitter, site: Site) -> None:
+    """Write Mish, ``x * tanh(softplus(x))``."""
+    source, target = e.elementwise(site)
+    soft, gate = e.inner(site, "softplus", source.dims), e.inner(site, "gate", source.dims)
+    _softplus_operators(e, site, source, soft)
+    e.add(Op.TANH, [soft], [gate])
+    e.add(Op.MUL, [source, gate], [target], schema.MulOptionsT())
 
 
 def prelu(e: Emitter, site: Site) -> None:
@@ -636,12 +695,60 @@ def gather(e: Emitter, site: Site) -> None:
     e.alias(site.output, taken)
 
 
+def expand(e: Emitter, site: Site) -> None:
+    """Write Expand as TILE, over axes that it adds as well."""
+    data = e.operand(site.input(0))
+    lifted = (1,) * (len(site.shape) - data.rank) + data.shape
+    if data.rank < len(site.shape):
+        data = e.reshaped(data, lifted, f"{data.name}/lifted")
+    repeats = []
+    for before, after in zip(lifted, site.shape, strict=True):
+        if before != after and not (before == 1 and isinstance(after, int)):
+            site.refuse("it repeats an axis with no fixed size")
+        repeats.append(1 if before == after else int(after))
+    _tile(e, site, data, repeats)
+
+
+def tile(e: Emitter, site: Site) -> None:
+    """Write Tile with constant numbers of repetitions."""
+    repeats = [int(n) for n in site.constant(1, "number of repetitions").reshape(-1)]
+    _tile(e, site, e.operand(site.input(0)), repeats)
+
+
+def _tile(e: Emitter, site: Site, data: Operand, repeats: Sequence[int]) -> None:
+    order = e.common_order([data])
+    multiples = e.constant(_int32([repeats[a] for a in order]), "multiples")
+    e.add(Op.TILE, [e.settle(data, order), multiples], [e.result(site.output, order)], schema.TileOptionsT())
+
+
+def _pad_by_gathers(
+    e: Emitter, site: Site, source: Tensor, target: Tensor, pads: NDArray[np.int64], mode: str
+) -> None:
+    """Repeat the border (``edge``) or the other side (``wrap``): a GATHER for each axis that grows."""
+    grown = [axis for axis, amounts in enumerate(pads) if amounts.any()]
+    for axis in grown:
+        size = source.dims[axis]
+        if isinstance(size, str):
+            site.refuse("an axis with no fixed size cannot be padded so")
+        places = np.arange(-pads[axis, 0], size + pads[axis, 1])
+        places = places.clip(0, size - 1) if mode == "edge" else places % size
+        dims = [*source.dims[:axis], len(places), *source.dims[axis + 1 :]]
+        made = target if axis == grown[-1] else e.inner(site, "padded", dims, source.dtype)
+        index = e.constant(_int32(places), "indices")
+        e.add(Op.GATHER, [source, index], [made], schema.GatherOptionsT(axis=axis))
+        source = made
+
+
 def pad(e: Emitter, site: Site) -> None:
-    """Write Pad: PAD or PADV2 for a constant, MIRROR_PAD for a reflection; negative amounts cut first."""
+    """Write Pad; negative amounts cut first.
+
+    It is PAD or PADV2 for a constant, MIRROR_PAD for a reflection, and a GATHER for each axis where the
+    border or the other side is repeated.
+    """
     data = e.operand(site.input(0))
     mode = site.text("mode", "constant")
-    if mode not in ("constant", "reflect"):
-        site.refuse(f"mode {mode!r} is not supported", "use mode 'constant' or 'reflect'")
+    if mode not in ("constant", "reflect", "edge", "wrap"):
+        site.refuse(f"mode {mode!r} is not supported", "use mode 'constant', 'reflect', 'edge' or 'wrap'")
     amounts = site.constant(1, "list of amounts").astype(np.int64)
     fill = site.optional(2, "value")
     given = site.optional(3, "list of axes")
@@ -668,8 +775,13 @@ def pad(e: Emitter, site: Site) -> None:
         source = kept
         if last:
             return
+    if not grow.any():
+        e.alias(site.output, data)
+        return
     target = e.result(site.output, order)
-    if mode == "reflect":
+    if mode in ("edge", "wrap"):
+        _pad_by_gathers(e, site, source, target, grow, mode)
+    elif mode == "reflect":
         amount = e.constant(_int32(grow), "paddings")
         options = schema.MirrorPadOptionsT(mode=schema.MirrorPadMode.REFLECT)
         e.add(Op.MIRROR_PAD, [source, amount], [target], options)
@@ -686,6 +798,7 @@ OPERATORS: Final[dict[str, Handler]] = {
     "GlobalMaxPool": partial(global_pool, Op.REDUCE_MAX),
     "ReduceMean": partial(reduction, Op.MEAN),
     "ReduceSum": partial(reduction, Op.SUM),
+    "ReduceL2": reduce_l2,
     "ReduceMax": partial(reduction, Op.REDUCE_MAX),
     "ReduceMin": partial(reduction, Op.REDUCE_MIN),
     "BatchNormalization": batch_normalization,
@@ -714,6 +827,8 @@ OPERATORS: Final[dict[str, Handler]] = {
     "PRelu": prelu,
     "Elu": elu,
     "Gelu": gelu,
+    "Softplus": softplus,
+    "Mish": mish,
     "Sqrt": partial(unary, Op.SQRT, None),
     "Exp": partial(unary, Op.EXP, lambda _: schema.ExpOptionsT()),
     "Log": partial(unary, Op.LOG, None),
@@ -737,6 +852,8 @@ OPERATORS: Final[dict[str, Handler]] = {
     "Split": split,
     "Slice": slice_,
     "Gather": gather,
+    "Expand": expand,
+    "Tile": tile,
     "Pad": pad,
     "Resize": resize,
 }

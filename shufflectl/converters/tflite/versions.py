@@ -121,6 +121,7 @@ _RUNTIMES: Final = {
     (Op.SUB, 3): "2.3.0",
     (Op.SUM, 1): "1.10.0",
     (Op.TANH, 1): "1.14.0",
+    (Op.TILE, 1): "1.10.1",
     (Op.TRANSPOSE, 1): "1.6.0",
     (Op.TRANSPOSE, 3): "1.15.0",
     (Op.TRANSPOSE, 4): "2.3.0",
