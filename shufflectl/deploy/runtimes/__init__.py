@@ -75,18 +75,15 @@ def choose(target: str, wanted: Sequence[str] = (), *, python: Path | None = Non
 
     Args:
         target: The target's name.
-        wanted: Runtimes that the user asked for, of any format; those of this target's format are binding.
+        wanted: Runtimes that the user asked for, names from `NAMES`, of any format; those of this target's
+            format are binding.
         python: The interpreter for runtimes that need one of their own.
 
     Raises:
-        UsageError: A name in ``wanted`` is unknown.
         MissingDependencyError: The package of the only possible runtime is not installed.
         UnavailableError: No runtime for the format works here, or the one that was asked for does not.
     """
     row = TARGETS[target]
-    for name in wanted:
-        if name not in _MAKERS:
-            raise UsageError(f"unknown runtime {name!r}", hint=nearest(name, NAMES))
     asked = [name for name in wanted if name in row.runtimes]
     candidates = asked or [name for name in row.runtimes if python is not None or name != "tflite-runtime"]
     reasons, remedies = [], []
