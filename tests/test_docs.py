@@ -53,3 +53,9 @@ def test_names_that_examples_import_exist(page: Path) -> None:
     for module, names in re.findall(r"^from (shufflectl[\w.]*) import ([\w, ]+)$", text(page), re.MULTILINE):
         found = importlib.import_module(module)
         assert [] == [name for name in names.split(", ") if not hasattr(found, name)]
+
+
+@pages
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", re.sub(FENCE, "", text(page)))
+    assert [] == [link for link in links if not (page.parent / link).exists()]
