@@ -195,7 +195,10 @@ def test_an_interrupt_ends_the_export_and_leaves_nothing(tmp_path: Path) -> None
         text=True,
         start_new_session=True,
     )
-    time.sleep(4)
+    deadline = time.monotonic() + 60
+    while not any(out.glob(".shufflectl-*")):  # the staging folder: the work has begun
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert 130 == process.returncode
