@@ -36,6 +36,12 @@ def megvii(x: Tensor) -> Tensor:
     return torch.cat((halves[0], halves[1]), 1)
 
 
+def dense(inputs: int, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a dense layer over the last axis of what ``move`` gives."""
+    weight = torch.randn(5, inputs, generator=torch.Generator().manual_seed(1))
+    return lambda y: F.linear(move(y), weight, torch.ones(5))
+
+
 def assert_any_batch(module: nn.Module, graph: Graph, size: int) -> None:
     session = ort.InferenceSession(graph.to_bytes())
     for batch in (1, 2, 5):
@@ -56,6 +62,13 @@ def test_the_batch_is_a_symbol_of_that_name_everywhere() -> None:
     values = [*graph.inputs, *graph.outputs, *(v for n in graph.nodes for v in n.outputs)]
     assert {"batch"} == {Graph.shape(value)[0] for value in values}
     assert all(isinstance(d, int) for value in values for d in Graph.shape(value)[1:])
+
+
+def test_sizes_that_count_the_batch_are_said_so() -> None:
+    head = dense(8, lambda y: y.permute(0, 2, 3, 1))
+    graph = capture(Net(head).eval(), (example(16),), name="m", dynamic_batch=True)
+    shapes = {Graph.shape(n.outputs[0])[0] for n in graph.nodes}
+    assert {"batch", "64*batch"} == shapes
 
 
 def test_a_dynamic_graph_has_the_names_and_operators_of_the_static_one() -> None:
@@ -82,10 +95,13 @@ def test_no_reshape_bakes_in_the_batch() -> None:
         lambda y: torch.flatten(F.adaptive_avg_pool2d(y, 1), 1),
         nn.ChannelShuffle(4),
         lambda y: y.flatten(1).softmax(1),
+        dense(8, lambda y: y.permute(0, 2, 3, 1)),
+        dense(64, lambda y: y.flatten(2)),
+        lambda y: y[:, 1:5, :6, :4].relu(),
     ],
     ids=[
         *("megvii", "expand", "resize by scale", "resize to size", "resize by an odd factor"),
-        *("flatten", "nn.ChannelShuffle", "softmax"),
+        *("flatten", "nn.ChannelShuffle", "softmax", "dense over channels", "dense over places", "slice"),
     ],
 )
 def test_forms_that_torch_writes_with_the_batch_run_at_any_batch(head: Callable[[Tensor], Tensor]) -> None:
