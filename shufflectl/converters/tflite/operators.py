@@ -426,7 +426,7 @@ def hard_sigmoid(e: Emitter, site: Site) -> None:
 
 
 def elu(e: Emitter, site: Site) -> None:
-    """Write Elu. A slope that is not TFLite's 1 takes ``max(x, 0) + alpha * elu(min(x, 0))``."""
+    """Write Elu; for a slope other than TFLite's 1 the negative part alone is bent and scaled."""
     alpha = site.number("alpha", 1.0)
     if alpha == 1:
         unary(Op.ELU, None, e, site)
