@@ -38,7 +38,7 @@ def megvii(x: Tensor) -> Tensor:
 
 def dense(inputs: int, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Return a dense layer over the last axis of what ``move`` gives."""
-    weight = torch.randn(5, inputs, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(5, inputs, generator=torch.Generator().manual_seed(1)) / inputs
     return lambda y: F.linear(move(y), weight, torch.ones(5))
 
 
