@@ -26,14 +26,11 @@ from shufflectl.converters.coreml.toolkit import Toolkit, load
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.quiet import quiet
-from shufflectl.converters.targets import EmitOptions
+from shufflectl.converters.targets import DEPLOYMENT_TARGETS, EmitOptions
 from shufflectl.converters.trace import NCHW, NHWC, TensorView, Trace
 from shufflectl.errors import GraphError, OutputError, UnsupportedOperatorError, UsageError, nearest
 
-__all__ = ["DEPLOYMENT_TARGETS", "MAX_BATCH", "emit"]
-
-DEPLOYMENT_TARGETS: Final = ("iOS15", "iOS16", "iOS17", "iOS18")
-"""The systems that can be asked for; each stands for the macOS, watchOS and tvOS of its year."""
+__all__ = ["MAX_BATCH", "emit"]
 
 MAX_BATCH: Final = 1024
 """The largest batch of a package with a dynamic batch: Core ML programs want a finite bound."""

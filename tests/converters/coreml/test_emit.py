@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from shufflectl.converters.capture import capture
 from shufflectl.converters.coreml import toolkit
-from shufflectl.converters.coreml.emit import DEPLOYMENT_TARGETS, MAX_BATCH, emit
+from shufflectl.converters.coreml.emit import MAX_BATCH, emit
 from shufflectl.converters.coreml.names import Namer
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.quiet import quiet
-from shufflectl.converters.targets import TARGETS, EmitOptions
+from shufflectl.converters.targets import DEPLOYMENT_TARGETS, TARGETS, EmitOptions
 from shufflectl.converters.trace import Trace
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
