@@ -8,6 +8,8 @@ import resource
 import shutil
 import stat
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -212,10 +214,20 @@ def test_an_output_folder_that_is_a_file_is_refused_before_the_work(tmp_path: Pa
     assert "mine" == out.read_text()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; covered for files as parents")
-def test_an_unwritable_output_folder_is_refused(tmp_path: Path, run_cli: Any) -> None:
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    assert_clear(run_cli("export", MODEL, "--target", "onnx", "--out", tmp_path / "dist"), 3, "dist")
+def test_an_unwritable_output_folder_is_refused(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    argv = [sys.executable, "-m", "shufflectl", "export", MODEL, "--target", "onnx", "--out", locked / "dist"]
+    if os.geteuid() == 0:  # root may write anywhere, unless that right is taken away
+        rights = "-dac_override,-dac_read_search"
+        argv = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *argv]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert 3 == done.returncode, done.stderr
+    assert "error: " in done.stderr
+    assert "permission is denied" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [] == list(locked.iterdir())
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, run_cli: Any, monkeypatch: Any) -> None:

@@ -141,13 +141,16 @@ class _Reader:
 
     def program(self) -> Program:
         graph = self._graph
+        info = info_from_text(self._metadata())
+        # A file's description is what converters sign with; ours holds what the name says.
+        signed = (self._model.Description() or b"").decode("utf-8", "replace")
         return Program(
             "tflite",
             tuple(self._declared[i] for i in self._indices(graph.InputsLength(), graph.InputsAsNumpy)),
             tuple(self._declared[i] for i in self._indices(graph.OutputsLength(), graph.OutputsAsNumpy)),
             tuple(self._operation(op) for op in self._all("Operators", graph)),
-            (self._model.Description() or b"").decode("utf-8", "replace"),
-            info_from_text(self._metadata()),
+            signed if info is None else "shufflectl",
+            info,
         )
 
     def _all(self, what: str, table: Any = None) -> Iterator[Any]:

@@ -143,3 +143,8 @@ def test_the_papers_figures_of_a_foreign_file(tmp_path: Path) -> None:
     assert summary.parameters is not None
     assert pytest.approx(146, rel=0.01) == summary.multiply_adds / 1e6
     assert pytest.approx(2.3, abs=0.05) == summary.parameters / 1e6
+
+
+@pytest.mark.parametrize("kind", ["onnx-fp32", "tflite-fp32"])
+def test_a_file_of_ours_says_who_wrote_it(kind: str, artifacts: dict[str, Path]) -> None:
+    assert summarize(artifacts[kind]).producer.startswith("shufflectl")
