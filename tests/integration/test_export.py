@@ -194,6 +194,8 @@ def test_an_interrupt_ends_the_export_and_leaves_nothing(tmp_path: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that starts the suite in the background has interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
     deadline = time.monotonic() + 60
     while not any(out.glob(".shufflectl-*")):  # the staging folder: the work has begun
