@@ -121,7 +121,8 @@ def _root(
     epilog="Examples:\n\n"
     "  shufflectl export shufflenet_v2_x0_5 --weights digits --target all --out dist/\n\n"
     "  shufflectl export shufflenet_v2_x1_0 --weights best.pt --target coreml --precision fp16\n\n"
-    "  shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json"
+    "  shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json\n\n"
+    "  shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8"
 )
 def export(
     model: Annotated[
@@ -154,6 +155,18 @@ def export(
             metavar="nhwc|nchw", help="Layout of the image input; by default nhwc for TFLite, nchw otherwise."
         ),
     ] = None,
+    shuffle: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|NAME",
+            help="The form of channel shuffles: auto (the best known for each target), or one that "
+            "[cyan]shufflectl explain[/] lists.",
+        ),
+    ] = "auto",
+    align: Annotated[
+        str,
+        typer.Option(metavar="auto|N", help="Pad channel counts to a multiple of N, in forms that can."),
+    ] = "auto",
     half_io: Annotated[
         bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
     ] = False,
@@ -197,6 +210,8 @@ def export(
         input_size=input_size,
         batch=batch,
         layout=layout,
+        shuffle=shuffle,
+        align=align,
         half_io=half_io,
         minimum_deployment_target=minimum_deployment_target,
         keep_failing=keep_failing,

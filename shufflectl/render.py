@@ -54,11 +54,14 @@ def _verification(output: Output, verification: "Verification") -> None:
     columns = ["file", "verdict", "bytes", "operators", "rank", "max |Δ|", "SQNR dB", "top-1 agreement"]
     if labelled:
         columns.append("accuracy")
+    right = columns[2:]
+    if any(result.artifact.form for result in verification.results):
+        columns.append("shuffle")
     output.table(
         f"{verification.model} against {verification.reference}",
         columns,
         [_row(result, labelled=labelled) for result in verification.results],
-        right=columns[2:],
+        right=right,
     )
     ran = dict.fromkeys(f"{result.artifact.target}: {result.runtime}" for result in verification.results)
     output.text(f"[dim]run with {_escape(', '.join(ran))}[/]")
@@ -114,6 +117,8 @@ def _row(result: "Result", *, labelled: bool) -> list[str]:
     if labelled:
         accuracy = result.accuracy
         cells.append("" if accuracy is None else f"{accuracy.correct}/{accuracy.total}")
+    if result.artifact.form is not None:
+        cells.append(result.artifact.form.label)
     return cells
 
 

@@ -27,9 +27,10 @@ class TensorRecord:
     """Which tensor of the captured graph a rewritten tensor stands for.
 
     Attributes:
-        origin: The captured tensor's name.
-        channels: For each channel of this tensor the captured tensor's channel, -1 for padding; None where
-            the order is the same.
+        origin: The captured tensor's name; empty where a tensor stands for none of them.
+        channels: For each channel of this tensor the captured tensor's channel, -1 for padding and for what
+            belongs to another; None where the order is the same. Several tensors may share an origin: each
+            holds all of its channels, or they hold them in pieces.
     """
 
     origin: str

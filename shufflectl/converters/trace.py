@@ -7,7 +7,7 @@ the order of its channels. Parity reads it to compare layer by layer through any
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -32,13 +32,42 @@ class TensorView:
         name: The tensor's name in the file.
         axes: The file's axes as axes of the logical tensor: ``file = logical.transpose(axes)``, so NHWC is
             `NHWC`. None where the order is the same.
-        channels: For each channel of the file's tensor the logical channel that it holds, -1 for padding.
-            None where the order is the same.
+        channels: For each channel of the file's tensor the logical channel that it holds, -1 for padding and
+            for what belongs to another logical tensor. None where the order is the same.
+        rest: Further tensors of the file, where the logical tensor's channels are divided among several (a
+            convolution that was split by its readers).
     """
 
     name: str
     axes: tuple[int, ...] | None = None
     channels: tuple[int, ...] | None = None
+    rest: tuple["TensorView", ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors of the file that hold it."""
+        return (self.name, *(view.name for view in self.rest))
+
+    def collect(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the logical tensor from the file's tensors, by their names."""
+        if not self.rest:
+            return self.to_logical(arrays[self.name])
+        pieces = [replace(self, rest=()), *self.rest]
+        whole = np.concatenate([piece.to_logical(arrays[piece.name]) for piece in pieces], axis=_CHANNEL_AXIS)
+        held = np.concatenate([np.sort(piece.held) for piece in pieces])
+        return np.take(whole, np.argsort(held), axis=_CHANNEL_AXIS)
+
+    @property
+    def held(self) -> NDArray[np.intp]:
+        """The logical channels that the file's tensor holds, in its order.
+
+        Raises:
+            ValueError: The view does not say, because it holds all of them.
+        """
+        if self.channels is None:
+            raise ValueError(f"{self.name!r} holds every channel")
+        index = np.asarray(self.channels, np.intp)
+        return index[index >= 0]
 
     def to_file(self, logical: NDArray[Any]) -> NDArray[Any]:
         """Return a logical tensor as the file holds it."""
@@ -55,7 +84,7 @@ class TensorView:
         return np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar an axis
 
     def to_logical(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the file's tensor as the captured graph has it."""
+        """Return the file's tensor as the captured graph has it, as far as this one tensor holds it."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
         if self.channels is not None:
@@ -85,16 +114,7 @@ class Trace(Mapping[str, TensorView]):
 
     def to_json(self) -> str:
         """Return the trace as compact JSON, the same text for the same trace."""
-        rows: dict[str, Any] = {}
-        for logical, view in self._views.items():
-            row: dict[str, Any] = {}
-            if view.name != logical:
-                row["name"] = view.name
-            if view.axes is not None:
-                row["axes"] = list(view.axes)
-            if view.channels is not None:
-                row["channels"] = list(view.channels)
-            rows[logical] = row
+        rows = {logical: _row(view, logical) for logical, view in self._views.items()}
         return json.dumps(rows, separators=(",", ":"))
 
     @classmethod
@@ -107,14 +127,37 @@ class Trace(Mapping[str, TensorView]):
         rows = json.loads(text)
         if not isinstance(rows, dict):
             raise ValueError("a trace is a JSON object")  # noqa: TRY004 - a malformed file, not a caller's type error
-        views = {}
-        for logical, row in rows.items():
-            axes, channels = row.get("axes"), row.get("channels")
-            if axes is not None and sorted(axes) != list(range(len(axes))):
-                raise ValueError(f"axes of {logical!r} are not a permutation")
-            views[str(logical)] = TensorView(
-                str(row.get("name", logical)),
-                None if axes is None else tuple(int(a) for a in axes),
-                None if channels is None else tuple(int(c) for c in channels),
-            )
-        return cls(views)
+        return cls({str(logical): _view(str(logical), row) for logical, row in rows.items()})
+
+
+def _row(view: TensorView, logical: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    if view.name != logical:
+        row["name"] = view.name
+    if view.axes is not None:
+        row["axes"] = list(view.axes)
+    if view.channels is not None:
+        row["channels"] = list(view.channels)
+    if view.rest:
+        row["rest"] = [_row(piece, logical) for piece in view.rest]
+    return row
+
+
+def _view(logical: str, row: Mapping[str, Any], *, nested: bool = False) -> TensorView:
+    axes, channels, rest = row.get("axes"), row.get("channels"), row.get("rest", [])
+    if axes is not None and sorted(axes) != list(range(len(axes))):
+        raise ValueError(f"axes of {logical!r} are not a permutation")
+    if rest and nested:
+        raise ValueError(f"a piece of {logical!r} is in pieces itself")
+    pieces = tuple(_view(logical, piece, nested=True) for piece in rest)
+    view = TensorView(
+        str(row.get("name", logical)),
+        None if axes is None else tuple(int(a) for a in axes),
+        None if channels is None else tuple(int(c) for c in channels),
+        pieces,
+    )
+    if pieces:
+        held = sorted(int(c) for piece in (view, *pieces) for c in piece.held)
+        if held != list(range(len(held))):
+            raise ValueError(f"the pieces of {logical!r} do not make up its channels")
+    return view

@@ -5,10 +5,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.rewrite.choose import NATIVE, Candidate, lower
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
@@ -64,15 +66,17 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             notify("capturing the graph", 0, 0)
             graph = captured(model, size, request.batch)
             info = describe(model)
+            forms = _Forms(graph)
             for precision in request.precisions:
                 for target in request.targets:
                     file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
+                    form, lowered = forms.get(request.form(target, precision))
                     emitters[target](
-                        graph, replace(info, precision=precision), request.emit_options(precision), path
+                        lowered, replace(info, precision=precision), request.emit_options(precision), path
                     )
-                    artifacts.append(Artifact(path, file, target, precision))
+                    artifacts.append(Artifact(path, file, target, precision, form))
         verification = verify(
             model.variant.name,
             artifacts,
@@ -86,6 +90,21 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             notify("publishing", 0, 0)
             _publish(request, staging, graph, model, verification)
     return verification
+
+
+class _Forms:
+    """The forms of one graph, each made once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._made: dict[Candidate, tuple[Candidate, Graph]] = {}
+
+    def get(self, wanted: Candidate) -> tuple[Candidate, Graph]:
+        """Return the graph in a form, and the form: `NATIVE` where nothing was changed."""
+        if wanted not in self._made:
+            graph, report = lower(self._graph, wanted)
+            self._made[wanted] = (wanted, graph) if report.changed else (NATIVE, self._graph)
+        return self._made[wanted]
 
 
 def captured(model: LoadedModel, size: int, batch: int | str) -> Graph:
@@ -160,6 +179,12 @@ def _publish(
     staging.publish(partial(merge_into, manifest=manifest))
 
 
+def _form(artifact: Artifact) -> dict[str, Any]:
+    """Return the form of channel shuffles as options of the manifest."""
+    form = artifact.form
+    return {} if form is None else {"shuffle": form.form, **form.options.to_json()}
+
+
 def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
     rank = result.summary.largest_rank
     return ArtifactRecord.measure(
@@ -169,6 +194,6 @@ def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
         operators=len(result.summary.operators),
         largest_rank=0 if rank is None else rank.rank,
         file=result.artifact.file,
-        options=request.options_of(result.artifact.target),
+        options=request.options_of(result.artifact.target) | _form(result.artifact),
         runtime=result.runtime,
     )

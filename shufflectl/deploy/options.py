@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
+from shufflectl.converters.rewrite.choose import AUTO, Candidate, choose, parse_align
 from shufflectl.converters.targets import (
     DEPLOYMENT_TARGETS,
     PRECISIONS,
@@ -99,6 +100,8 @@ class ExportRequest:
         input_size: None for what the weights were made for.
         batch: A fixed size, or ``dynamic``.
         layout: None for each target's default.
+        shuffle: The form of channel shuffles, a name of `LOWERINGS`, or ``auto`` for each target's best.
+        align: What channel counts are padded to a multiple of; None for what is best with the form.
         half_io: See `EmitOptions`.
         minimum_deployment_target: See `EmitOptions`.
         keep_failing: Whether files that fail parity are published.
@@ -115,6 +118,8 @@ class ExportRequest:
     input_size: int | None = None
     batch: int | Literal["dynamic"] = 1
     layout: Layout | None = None
+    shuffle: str = AUTO
+    align: int | None = None
     half_io: bool = False
     minimum_deployment_target: str = "iOS16"
     keep_failing: bool = False
@@ -129,6 +134,7 @@ class ExportRequest:
         precisions: Sequence[str],
         batch: str,
         layout: str | None,
+        align: str = AUTO,
         **rest: Any,
     ) -> Self:
         """Read what the command line has as text.
@@ -146,8 +152,12 @@ class ExportRequest:
             precisions=cast("tuple[Precision, ...]", _words(precisions, PRECISIONS, "precision")),
             batch=_batch(batch),
             layout=cast("Layout | None", layout),
+            align=parse_align(align),
             **rest,
         )
+        for target in request.targets:
+            for precision in request.precisions:
+                request.form(target, precision)
         request._check_coreml()
         if request.half_io and ("fp16" not in request.precisions or request.targets == ("tflite",)):
             raise UsageError(
@@ -175,6 +185,14 @@ class ExportRequest:
     def emit_options(self, precision: Precision) -> EmitOptions:
         """Return the options for one precision."""
         return EmitOptions(precision, self.layout, self.half_io, self.minimum_deployment_target)
+
+    def form(self, target: str, precision: Precision) -> Candidate:
+        """Return the form of channel shuffles in one file.
+
+        Raises:
+            UsageError: There is no form of that name, or it does not pad channels.
+        """
+        return choose(target, precision, shuffle=self.shuffle, align=self.align).candidate
 
     def options_of(self, target: str) -> dict[str, Any]:
         """Return the options that shaped a target's files, as JSON values for the manifest."""

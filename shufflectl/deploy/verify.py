@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.choose import Candidate
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.images import Inputs
 from shufflectl.deploy.inspect import Summary, summarize
@@ -42,12 +43,14 @@ class Artifact:
         file: Its name in the output folder.
         target: The name of its format.
         precision: ``fp32`` or ``fp16``.
+        form: The form of its channel shuffles, where it is known.
     """
 
     path: Path
     file: str
     target: str
     precision: str
+    form: Candidate | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Result:
             "file": self.artifact.file,
             "target": self.artifact.target,
             "precision": self.artifact.precision,
+            "shuffle": None if self.artifact.form is None else self.artifact.form.to_json(),
             "sha256": self.sha256,
             "changed": self.changed,
             "bytes": self.summary.bytes,

@@ -6,7 +6,7 @@ its own, so that what shares the old one keeps it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,21 @@ class Editor:
         self._owner = {str(v.name): n for n in self._core for v in n.outputs}
         self._last: ir.Node | None = None
         self._records = dict(self.graph.records)
+        self._totals = self._recorded()
         self._kept = set(self._values.values())
         """Tensors whose names mean something: those that were there before, and their replacements."""
+
+    def _recorded(self) -> dict[str, int]:
+        """Return how many channels of each captured tensor are on record."""
+        found: dict[str, set[int]] = {}
+        for value in (*self._core.inputs, *(v for n in self._core for v in n.outputs)):
+            record = self.graph.record(str(value.name))
+            channels: Iterable[int] = record.channels or ()
+            if record.channels is None and value.shape is not None and len(value.shape) > 1:
+                size = value.shape[1]
+                channels = range(size) if isinstance(size, int) else ()
+            found.setdefault(record.origin, set()).update(c for c in channels if c >= 0)
+        return {origin: len(channels) for origin, channels in found.items()}
 
     def value(self, name: str) -> ir.Value:
         """Return the tensor of that name."""
@@ -135,6 +148,8 @@ class Editor:
         self._last = node
         for value in outputs:
             self._owner[str(value.name)] = node
+            # Its name may be that of a captured tensor that is gone, so it must say that it stands for none.
+            self.graph.records[str(value.name)] = TensorRecord("")
         return outputs
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], channels: int, base: str) -> ir.Value:
@@ -226,6 +241,7 @@ class Editor:
         old.name = self.name(f"{name}.before")
         self._values[str(old.name)], self._values[name] = old, new
         new.name = name
+        self.graph.records.pop(name, None)
         self._kept.add(new)
         producer = self._owner[name] = new.producer()  # type: ignore[assignment]  # a new tensor has a producer
         if producer is not None and producer.outputs[0] is new:
@@ -245,7 +261,7 @@ class Editor:
 
         Args:
             value: The tensor.
-            channels: For each of its channels that of the origin.
+            channels: For each of its channels that of the origin. Channels that are missing are in others.
             origin: The tensor of the graph that the editor started from; by default that of the same name.
         """
         name = str(value.name)
@@ -253,12 +269,14 @@ class Editor:
         order = tuple(channels)
         if before.channels is not None:
             order = tuple(-1 if c < 0 else before.channels[c] for c in order)
-        if order == tuple(range(len(order))):
-            self.graph.records.pop(name, None)
-            if before.origin != name:
-                self.graph.records[name] = TensorRecord(before.origin)
-        else:
+        if not before.origin:
+            self.graph.records[name] = before
+        elif order != tuple(range(self._totals.get(before.origin, len(order)))):
             self.graph.records[name] = TensorRecord(before.origin, order)
+        elif before.origin == name:
+            self.graph.records.pop(name, None)
+        else:
+            self.graph.records[name] = TensorRecord(before.origin)
 
     def finish(self) -> Graph:
         """Return the graph with what nothing reads removed, in an order in which it can be executed."""
@@ -272,4 +290,9 @@ class Editor:
         alive = {str(v.name) for v in self._core.inputs}
         alive |= {str(v.name) for n in self._core for v in n.outputs}
         self.graph.records = {k: v for k, v in self.graph.records.items() if k in alive}
+        left = self._recorded()
+        # A piece that nothing reads is gone, so the others no longer make up what they stood for.
+        for name, record in self.graph.records.items():
+            if record.origin and left[record.origin] < self._totals.get(record.origin, 0):
+                self.graph.records[name] = TensorRecord("")
         return self.graph

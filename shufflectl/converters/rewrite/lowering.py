@@ -155,6 +155,10 @@ class Options:
     max_concat: int = 0
     merge: int = 0
 
+    def to_json(self) -> dict[str, int]:
+        """Return the options as JSON values."""
+        return {"align": self.align, "max_concat": self.max_concat, "merge": self.merge}
+
 
 class Lowering(Protocol):
     """Rewrites a graph.

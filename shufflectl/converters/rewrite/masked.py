@@ -187,11 +187,15 @@ class _Region:
         mask[0, [s for s, _ in rows]] = 0
         editor.after([conv.outputs[0], state.value])
         made = editor.copy(conv, inputs, len(after), f"{name}.slots.conv")
+        written = [c.number if c.source == name else -1 for c in after]
+        editor.record(made, written, str(conv.outputs[0].name))
         shape = Graph.shape(made)
         held = editor.constant(f"{name}.slots.mask", mask)
         kept = editor.node("Mul", [state.value, held], [shape], f"{name}.slots.kept")[0]
         total = editor.node("Add", [made, kept], [shape], f"{name}.slots.sum")[0]
-        return _State(editor.node("Relu", [total], [shape], f"{name}.slots")[0], after)
+        state = editor.node("Relu", [total], [shape], f"{name}.slots")[0]
+        editor.record(state, written, name)
+        return _State(state, after)
 
     def _serve(self, pending: list[_Consumer], state: _State, until: int) -> None:
         """Give every consumer before a time what it reads."""
@@ -219,6 +223,8 @@ class _Region:
                 name = f"{consumer.tensor}.picked"
                 natural = order == list(range(len(state.slots)))
                 value = state.value if natural else self.editor.gather(state.value, order, name)
+                if value is not state.value:
+                    self.editor.record(value, range(len(order)), consumer.tensor)
                 picked[consumer.tensor] = value
             value = picked[consumer.tensor]
             if consumer.node is None:

@@ -256,6 +256,7 @@ class _Writer:
                         f"{name}.{'weight' if index == 1 else 'bias'}", array
                     )
             parts.append(self.editor.copy(node, inputs, len(piece), name))
+            self.editor.record(parts[-1], piece, key)
         self.pieces[key] = parts
 
     def _carries(self, node: ir.Node, role: Carries) -> None:
@@ -268,6 +269,8 @@ class _Writer:
                 self.editor.copy(node, [v, *node.inputs[1:]], len(piece), f"{key}.part{number}")
                 for number, (v, piece) in enumerate(zip(held, own.pieces, strict=True))
             ]
+            for part, piece in zip(self.pieces[key], own.pieces, strict=True):
+                self.editor.record(part, piece, key)
             return
         for index in role.data:
             node.replace_input_with(index, self._port(self.plan.ports[key, index]))

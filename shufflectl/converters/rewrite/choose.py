@@ -1,0 +1,190 @@
+"""Which lowering a target gets where the user does not say, and what else is worth measuring on a phone.
+
+One row a target and precision, each with the evidence that it rests on. The figures are ratios of medians,
+measured side by side in one process; docs/latency.md has their intervals and the machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, Report, apply, unchanged
+from shufflectl.converters.rewrite.provenance import analyze
+from shufflectl.errors import UsageError, nearest
+
+__all__ = ["AUTO", "NATIVE", "Candidate", "Choice", "candidates", "choose", "lower", "parse_align"]
+
+AUTO: Final = "auto"
+_MAX_ALIGN = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A lowering with its options: one way to write a graph.
+
+    Attributes:
+        form: A name of `LOWERINGS`.
+        options: Padding, the width of concats, merged classes.
+    """
+
+    form: str
+    options: Options = field(default_factory=Options)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables: ``fold-split, align 16, merge 16``."""
+        parts = [self.form]
+        if self.options.align > 1:
+            parts.append(f"align {self.options.align}")
+        if self.options.merge:
+            parts.append(f"merge {self.options.merge}")
+        if self.options.max_concat:
+            parts.append(f"concat {self.options.max_concat}")
+        return ", ".join(parts)
+
+    def apply(self, graph: Graph) -> tuple[Graph, Report]:
+        """Return the graph in this form, and what was changed; see `lowering.apply`."""
+        return apply(self.form, graph, self.options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the candidate as JSON values."""
+        return {"form": self.form, **self.options.to_json()}
+
+
+NATIVE: Final = Candidate("native")
+"""The graph as it was captured."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form that a target gets.
+
+    Attributes:
+        candidate: The form.
+        why: Why this one, in one sentence.
+        source: The measurement or the document that says so.
+        phone: Where the best form depends on the phone: on what, and what to try there. Empty otherwise.
+    """
+
+    candidate: Candidate
+    why: str
+    source: str
+    phone: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as JSON values."""
+        return {**self.candidate.to_json(), "why": self.why, "source": self.source, "phone": self.phone}
+
+
+_NOT_PADDED = "; its form does not pad channels"
+_DOCS = "docs/latency.md"
+
+_CORE_ML = Choice(
+    NATIVE,
+    "coremltools' own pass turns this spelling into concat(interleave=True)",
+    "coremltools, converters/mil/mil/passes/defs/optimize_tensor_operation.py, detect_concat_interleave",
+    "no public document says what the Neural Engine makes of the interleaved concat: compare with fold on "
+    "the phones that matter",
+)
+_XNNPACK = 5
+_LITERT = Choice(
+    Candidate("fold", Options(max_concat=_XNNPACK)),
+    "no shuffle is left to run, and XNNPACK takes every operator in one partition",
+    _DOCS,
+    "the GPU delegate copies each slice: compare with fold-split on the phones that matter",
+)
+_ORT = Choice(
+    Candidate("fold-split", Options(align=16, merge=16)),
+    "no shuffle is left to run, and all data stays in ONNX Runtime's blocked layout",
+    _DOCS,
+    "ONNX Runtime blocks by 16 channels with AVX-512, by 8 on other x86 processors and not at all on most "
+    "Arm ones: compare with fold-split without padding on the phones that matter",
+)
+_TABLE: Final[Mapping[tuple[str, str], Choice]] = MappingProxyType(
+    {
+        ("onnx", "fp32"): _ORT,
+        ("onnx", "fp16"): _ORT,
+        ("coreml", "fp32"): _CORE_ML,
+        ("coreml", "fp16"): _CORE_ML,
+        ("tflite", "fp32"): _LITERT,
+        ("tflite", "fp16"): _LITERT,
+    }
+)
+"""What a target gets; every target and precision has a row."""
+
+
+def candidates(target: str, precision: str) -> tuple[Candidate, ...]:
+    """Return what is worth measuring for a target, the best guess first."""
+    best = _TABLE[target, precision].candidate
+    limit = _XNNPACK if target == "tflite" else 0
+    found = [best]
+    for entry in LOWERINGS.values():
+        choices = [Options()]
+        if entry.folds:
+            choices = [Options(max_concat=limit), *(Options(n, limit, m) for n in (8, 16) for m in (0, n))]
+        found += [Candidate(entry.name, options) for options in choices]
+    return tuple(dict.fromkeys(found))
+
+
+def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | None = None) -> Choice:
+    """Return the form that a target gets.
+
+    Args:
+        target: A name of `TARGETS`.
+        precision: The artifact's.
+        shuffle: A name of `LOWERINGS`, or `AUTO` for the table's.
+        align: What channel counts are padded to a multiple of; None for the table's. Where the table's form
+            pads nothing, it has no effect.
+
+    Raises:
+        UsageError: There is no such form, or it does not pad.
+    """
+    row = _TABLE[target, precision]
+    if shuffle == AUTO:
+        if align is None or align == row.candidate.options.align:
+            return row
+        if not LOWERINGS[row.candidate.form].folds:
+            return replace(row, why=row.why + _NOT_PADDED)
+        options = replace(
+            row.candidate.options, align=align, merge=align if row.candidate.options.merge else 0
+        )
+        return Choice(replace(row.candidate, options=options), "the alignment was asked for", "", row.phone)
+    if shuffle not in LOWERINGS:
+        raise UsageError(
+            f"there is no shuffle form named {shuffle!r}", hint=nearest(shuffle, (AUTO, *LOWERINGS))
+        )
+    known = next(c for c in candidates(target, precision) if c.form == shuffle)
+    options = known.options if align is None else replace(known.options, align=align, merge=0)
+    if align is not None and align > 1 and not LOWERINGS[shuffle].folds:
+        able = ", ".join(e.name for e in LOWERINGS.values() if e.folds)
+        raise UsageError(f"the shuffle form {shuffle!r} does not pad channels", hint=f"these do: {able}")
+    return Choice(Candidate(shuffle, options), "it was asked for", "")
+
+
+def lower(graph: Graph, candidate: Candidate) -> tuple[Graph, Report]:
+    """Return the graph in a form, or as it was where there is no shuffle to lower.
+
+    Raises:
+        GraphError: The graph's operator set is older than the operators that are written.
+    """
+    if candidate != NATIVE and not analyze(graph).sites:
+        return unchanged(candidate.form, graph, "there is no shuffle")
+    return candidate.apply(graph)
+
+
+def parse_align(text: str) -> int | None:
+    """Return an alignment from text, None for ``auto``.
+
+    Raises:
+        UsageError: It is neither ``auto`` nor a sensible number.
+    """
+    if text == AUTO:
+        return None
+    if text.isascii() and text.isdigit() and 0 < int(text) <= _MAX_ALIGN:
+        return int(text)
+    raise UsageError(
+        f"{text!r} is not what channels can be padded to a multiple of",
+        hint=f"give a number from 1 (no padding) to {_MAX_ALIGN}, or auto",
+    )
