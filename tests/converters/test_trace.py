@@ -1,6 +1,7 @@
 """Views of tensors through layouts, permutations and padding."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shufflectl.converters.trace import TensorView, Trace
+
+_PIECES = [
+    json.dumps({"x": {"channels": [0, 1], "rest": rest}})
+    for rest in (
+        [{"name": "b"}],
+        [{"name": "b", "channels": [1]}],
+        [{"name": "b", "channels": [3]}],
+        [{"name": "b", "channels": [2], "rest": [{"name": "c", "channels": [3]}]}],
+    )
+]
 
 NCHW = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 
@@ -55,7 +66,22 @@ def test_a_view_of_a_matrix_permutes_its_columns() -> None:
     np.testing.assert_array_equal(matrix, view.to_logical(view.to_file(matrix)))
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", '{"a": {"axes": [0, 2]}}', '{"a": {"axes": [1, 1]}}'])
+@given(st.permutations(range(3)), st.integers(1, 2), st.integers(0, 2))
+def test_pieces_make_up_the_tensor(order: list[int], cut: int, padding: int) -> None:
+    parts = [
+        TensorView(n, (0, 2, 3, 1), (*c, *[-1] * padding))
+        for n, c in (("a", order[:cut]), ("b", order[cut:]))
+    ]
+    view = replace(parts[0], rest=(parts[1],))
+    arrays = {part.name: part.to_file(NCHW) for part in parts}
+    assert ("a", "b") == view.names
+    np.testing.assert_array_equal(NCHW, view.collect(arrays))
+    assert view == Trace.from_json(Trace({"x": view}).to_json())["x"]
+
+
+@pytest.mark.parametrize(
+    "text", [*_PIECES, "[]", "3", "{", '{"a": {"axes": [0, 2]}}', '{"a": {"axes": [1, 1]}}']
+)
 def test_text_that_is_no_trace_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Trace.from_json(text)

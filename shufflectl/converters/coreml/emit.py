@@ -18,6 +18,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from shufflectl.converters.collector import paused_collector
+from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.coreml.emission import Emission, label
 from shufflectl.converters.coreml.names import Namer
 from shufflectl.converters.coreml.operators import OPERATORS, needed_inputs
@@ -27,7 +28,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.quiet import quiet
 from shufflectl.converters.targets import DEPLOYMENT_TARGETS, EmitOptions
-from shufflectl.converters.trace import NCHW, NHWC, TensorView, Trace
+from shufflectl.converters.trace import NCHW, NHWC, Trace
 from shufflectl.errors import GraphError, OutputError, UnsupportedOperatorError, UsageError, nearest
 
 __all__ = ["MAX_BATCH", "emit"]
@@ -272,11 +273,11 @@ class _Build:
         stands for the same values. The cast to fp16 appends to it. A name whose shape differs stands for
         something else and is left out.
         """
-        views: dict[str, TensorView] = {}
+        located: list[Located] = []
         for value in (*self.graph.inputs, *(out for node in self.graph.nodes for out in node.outputs)):
             name = str(value.name)
             if name in self.features:
-                views[name] = TensorView(self.features[name], NHWC if self._transposed(value) else None)
+                located.append(Located(value, self.features[name], NHWC if self._transposed(value) else None))
                 continue
             base = bases.get(name)
             if base is None:
@@ -285,9 +286,9 @@ class _Build:
             shape = tuple(d if isinstance(d, int) else None for d in self.graph.shape(value))
             for candidate in (base, f"{base}_cast_fp16", split):
                 if candidate is not None and _fits(shape, tensors.get(candidate)):
-                    views[name] = TensorView(candidate)
+                    located.append(Located(value, candidate))
                     break
-        return Trace(views)
+        return compose(self.graph, located)
 
 
 def _live(graph: Graph) -> Iterator[ir.Node]:

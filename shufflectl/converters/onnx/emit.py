@@ -12,11 +12,12 @@ import onnx
 import onnx_ir as ir
 
 import shufflectl
+from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.onnx.half import to_half
 from shufflectl.converters.targets import EmitOptions
-from shufflectl.converters.trace import NCHW, NHWC, TensorView, Trace
+from shufflectl.converters.trace import NCHW, NHWC, Trace
 from shufflectl.errors import GraphError, OutputError
 
 __all__ = ["emit"]
@@ -99,16 +100,15 @@ def _is_image(value: ir.Value) -> bool:
 
 def _trace(graph: Graph, transposed: set[str]) -> Trace:
     """Return the views of every float tensor, inputs first, then in graph order."""
-    views: dict[str, TensorView] = {}
     tensors = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
-    for value in tensors:
-        if value.dtype not in _FLOATS:
-            continue
-        name = str(value.name)
-        record = graph.record(name)
-        view = TensorView(name, NHWC if name in transposed else None, record.channels)
-        views.setdefault(record.origin, view)
-    return Trace(views)
+    return compose(
+        graph,
+        [
+            Located(value, str(value.name), NHWC if value.name in transposed else None)
+            for value in tensors
+            if value.dtype in _FLOATS
+        ],
+    )
 
 
 def _properties(info: ModelInfo, trace: Trace) -> dict[str, str]:

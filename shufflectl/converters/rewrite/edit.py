@@ -241,7 +241,7 @@ class Editor:
         old.name = self.name(f"{name}.before")
         self._values[str(old.name)], self._values[name] = old, new
         new.name = name
-        self.graph.records.pop(name, None)
+        self.graph.records[str(old.name)] = TensorRecord("")
         self._kept.add(new)
         producer = self._owner[name] = new.producer()  # type: ignore[assignment]  # a new tensor has a producer
         if producer is not None and producer.outputs[0] is new:

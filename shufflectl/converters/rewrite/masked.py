@@ -193,9 +193,9 @@ class _Region:
         held = editor.constant(f"{name}.slots.mask", mask)
         kept = editor.node("Mul", [state.value, held], [shape], f"{name}.slots.kept")[0]
         total = editor.node("Add", [made, kept], [shape], f"{name}.slots.sum")[0]
-        state = editor.node("Relu", [total], [shape], f"{name}.slots")[0]
-        editor.record(state, written, name)
-        return _State(state, after)
+        value = editor.node("Relu", [total], [shape], f"{name}.slots")[0]
+        editor.record(value, written, name)
+        return _State(value, after)
 
     def _serve(self, pending: list[_Consumer], state: _State, until: int) -> None:
         """Give every consumer before a time what it reads."""

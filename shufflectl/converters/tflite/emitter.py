@@ -14,13 +14,14 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import ActivationFunctionType, BuiltinOperator
 from numpy.typing import NDArray
 
+from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.targets import EmitOptions
 from shufflectl.converters.tflite import layout
 from shufflectl.converters.tflite.flatbuffer import ModelWriter, Tensor
 from shufflectl.converters.tflite.fuse import Fusion, fusions
 from shufflectl.converters.tflite.layout import Dim, Shape, View, channels_last, movement
-from shufflectl.converters.trace import NHWC, TensorView, Trace
+from shufflectl.converters.trace import NHWC, Trace
 from shufflectl.errors import UnsupportedOperatorError
 
 __all__ = ["Emitter", "Handler", "Operand", "Order", "Site", "fixed_sizes"]
@@ -212,19 +213,17 @@ class Emitter:
     def trace(self) -> Trace:
         """Return where the graph's tensors are in the file."""
         live = self.file.live([*self.inputs.values(), *self.outputs.values()])
-        views: dict[str, TensorView] = {}
-        values = [*self.graph.inputs, *(v for node in self.graph.nodes for v in node.outputs)]
-        for value in values:
+        located: list[Located] = []
+        for value in [*self.graph.inputs, *(v for node in self.graph.nodes for v in node.outputs)]:
             operand = self._operands.get(value)
-            record = self.graph.record(value.name or "")
-            if operand is None or operand.value is not None or record.origin in views:
+            if operand is None or operand.value is not None:
                 continue
             for order, tensor in self._held_forms(operand, value):
                 if id(tensor) in live:
                     axes = None if order == tuple(range(len(order))) else order
-                    views[record.origin] = TensorView(tensor.name, axes, record.channels)
+                    located.append(Located(value, tensor.name, axes))
                     break
-        return Trace(views)
+        return compose(self.graph, located)
 
     def _held_forms(self, operand: Operand, value: ir.Value) -> Iterable[tuple[Order, Tensor]]:
         output = self.outputs.get(value.name or "")

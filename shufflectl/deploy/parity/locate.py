@@ -279,7 +279,7 @@ class _Examiner:
         view = self.session.trace.get(name)
         return Layer(
             tensor=name,
-            held_as=name if view is None else view.name,
+            held_as=name if view is None else ", ".join(view.names),
             nodes=tuple(self.graph.label(index) for index in segment.nodes),
             sources=segment.sources,
             total=None if wrong else totals[name].result(self.limits),
@@ -320,8 +320,9 @@ class _Examiner:
         trace = self.session.trace
         ends = {name for name, _, _ in self.ports.outputs}
         views = {name: trace[name] for name in names if name in trace and name not in ends}
-        outputs, taps = self.ports.run(group, list(dict.fromkeys(view.name for view in views.values())))
-        tensors = {name: self.ports.to_logical(name, view, taps[view.name]) for name, view in views.items()}
+        wanted = dict.fromkeys(held for view in views.values() for held in view.names)
+        outputs, taps = self.ports.run(group, list(wanted))
+        tensors = {name: self.ports.collect(name, view, taps) for name, view in views.items()}
         return {**group, **tensors, **outputs}
 
     def divergence(self, layers: Sequence[Layer]) -> Divergence | None:

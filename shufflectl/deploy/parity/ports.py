@@ -95,7 +95,7 @@ class Ports:
         outputs = {}
         for name, spec, view in self.outputs:
             array = results[spec.name]
-            outputs[name] = array if view is None else self.to_logical(name, view, array)
+            outputs[name] = array if view is None else self.collect(name, view, {view.name: array})
         return outputs, {tap: results[tap] for tap in taps}
 
     def view_to_file(self, view: TensorView, logical: NDArray[Any]) -> NDArray[Any]:
@@ -105,12 +105,12 @@ class Ports:
         except (ValueError, IndexError) as error:
             raise self._misfit(view.name, view, logical.shape) from error
 
-    def to_logical(self, name: str, view: TensorView, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the file's array as the graph has it; a view that does not fit it is an `ArtifactError`."""
+    def collect(self, name: str, view: TensorView, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the file's arrays as the graph has them; a view that does not fit is an `ArtifactError`."""
         try:
-            return view.to_logical(array)
-        except (ValueError, IndexError) as error:
-            raise self._misfit(name, view, array.shape) from error
+            return view.collect(arrays)
+        except (KeyError, ValueError, IndexError) as error:
+            raise self._misfit(name, view, arrays[view.name].shape) from error
 
     def _misfit(self, name: str, view: TensorView, shape: tuple[int, ...]) -> ArtifactError:
         return ArtifactError(
