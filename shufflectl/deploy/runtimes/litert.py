@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, Tenso
 from shufflectl.deploy.runtimes.quiet import Captured, quiet_stderr
 from shufflectl.errors import ArtifactError, MissingDependencyError, UnsupportedOperatorError
 
-__all__ = ["LiteRT"]
+__all__ = ["Delegation", "LiteRT", "delegation"]
 
 _REMEDY = "pip install 'shufflectl[tflite]'"
+_DELEGATE = "DELEGATE"
+"""What the interpreter calls the operators that stand for a delegate's partitions."""
 
 
 def _spec(detail: Mapping[str, Any]) -> TensorSpec:
@@ -79,6 +82,11 @@ class _Interpreter:
             raise ArtifactError(
                 f"{self._file.path.name} {what} by LiteRT: {gist}", hint="export the model again"
             ) from e
+
+    def operators(self) -> list[dict[str, Any]]:
+        """Return the file's operators, then one for each of the delegate's partitions."""
+        found: list[dict[str, Any]] = self._interpreter._get_ops_details()  # noqa: SLF001 - the one way to see them
+        return found
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str]) -> Arrays:
         missing = [name for name in taps if name not in self._inner]
@@ -144,3 +152,57 @@ class LiteRT:
         if not self.available().ok:
             raise MissingDependencyError("ai-edge-litert", "tflite", "running .tflite files")
         yield _Session(tflite_file.read(artifact), threads)
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """What the XNNPACK delegate took of a file when LiteRT loaded it.
+
+    Attributes:
+        operators: How many operators the file has.
+        partitions: For each partition the places of its operators in the file, ascending. An operator whose
+            results nothing reads is in none.
+    """
+
+    operators: int
+    partitions: tuple[tuple[int, ...], ...]
+
+
+def delegation(artifact: Path) -> Delegation:
+    """Load a ``.tflite`` file as phones run it and look at what the delegate took.
+
+    The native library may end the process on a file that it does not expect: call this in another process.
+
+    Raises:
+        ArtifactError: As `Runtime.load`.
+        MissingDependencyError: ai-edge-litert is not installed.
+        UnsupportedOperatorError: The file holds custom operators.
+    """
+    if not LiteRT().available().ok:
+        raise MissingDependencyError("ai-edge-litert", "tflite", "loading .tflite files")
+    operators = _Interpreter(tflite_file.read(artifact), 1, taps=False).operators()
+    own = [op for op in operators if op["op_name"] != _DELEGATE]
+    makers = {int(t): place for place, op in enumerate(own) for t in op["outputs"]}
+    partitions = tuple(
+        _between({int(t) for t in op["inputs"]}, op["outputs"], own, makers)
+        for op in operators
+        if op["op_name"] == _DELEGATE
+    )
+    return Delegation(len(own), partitions)
+
+
+def _between(
+    sources: set[int],
+    results: Sequence[int],
+    operators: Sequence[Mapping[str, Any]],
+    makers: Mapping[int, int],
+) -> tuple[int, ...]:
+    """Return the places of the operators that compute tensors from others."""
+    found: set[int] = set()
+    pending = {int(t) for t in results}
+    while pending:
+        place = makers.get(pending.pop())
+        if place is not None and place not in found:
+            found.add(place)
+            pending |= {int(t) for t in operators[place]["inputs"]} - sources
+    return tuple(sorted(found))

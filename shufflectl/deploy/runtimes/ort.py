@@ -16,6 +16,7 @@ loaded.
 import contextlib
 import importlib.metadata
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,7 @@ from shufflectl.deploy.onnx_weights import external_files, graphs, stored_tensor
 from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec, check_inputs
 from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
-__all__ = ["OnnxRuntime"]
+__all__ = ["OnnxRuntime", "block_size", "optimised_graph"]
 
 _MAX_TENSOR: Final = 2**32
 """The most bytes that one tensor may take."""
@@ -130,6 +131,33 @@ def _spec(arg: Any) -> TensorSpec:
     )
 
 
+def _build(file: _File, data: bytes, threads: int, *, optimise: bool, graph: Path | None = None) -> Any:
+    """Return a session; ``graph`` is where it writes the graph that it will run."""
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on the terminal
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if graph is not None:
+        options.optimized_model_filepath = str(graph)
+    name = file.path.name
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except state.NotImplemented as error:
+        found = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", str(error))
+        operator, node = (found[1], found[2]) if found else ("?", "?")
+        raise UnsupportedOperatorError(node, operator, "ONNX Runtime", why=_first_line(error)) from error
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ArtifactError(
+            f"ONNX Runtime cannot load {name}: {_first_line(error)}", hint=EXPORT_AGAIN
+        ) from error
+
+
 class _OrtSession:
     def __init__(self, file: _File, threads: int) -> None:
         self._file = file
@@ -142,27 +170,7 @@ class _OrtSession:
         self.trace = file.trace
 
     def _build(self, data: bytes, *, optimise: bool) -> Any:
-        import onnxruntime as ort
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.use_deterministic_compute = True
-        options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on the terminal
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-        name = self._file.path.name
-        try:
-            return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except state.NotImplemented as error:
-            found = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", str(error))
-            operator, node = (found[1], found[2]) if found else ("?", "?")
-            raise UnsupportedOperatorError(node, operator, "ONNX Runtime", why=_first_line(error)) from error
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise ArtifactError(
-                f"ONNX Runtime cannot load {name}: {_first_line(error)}", hint=EXPORT_AGAIN
-            ) from error
+        return _build(self._file, data, self._threads, optimise=optimise)
 
     def _with_taps(self, taps: frozenset[str]) -> Any:
         """Return a session that gives the taps besides the outputs, the last one asked for being kept."""
@@ -226,3 +234,45 @@ class OnnxRuntime:
             UnsupportedOperatorError: ONNX Runtime has no kernel for an operator.
         """
         yield _OrtSession(_File(artifact), threads)
+
+
+def optimised_graph(artifact: Path) -> onnx.ModelProto:
+    """Return the graph that ONNX Runtime's CPU provider runs: fused, and laid out for this CPU.
+
+    Constant parts of the graph are computed on the way: call this in another process for files of others.
+
+    Raises:
+        ArtifactError: As `Runtime.load`.
+        UnsupportedOperatorError: As `Runtime.load`.
+    """
+    file = _File(artifact)
+    with tempfile.TemporaryDirectory(prefix="shufflectl-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        _build(file, file.data, 1, optimise=True, graph=path)
+        graph: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
+        return graph
+
+
+def block_size() -> int | None:
+    """Return how many channels a block of ONNX Runtime's layout has here; None where there is no such layout.
+
+    The size is ONNX Runtime's choice for the CPU (16 with AVX-512, 8 with AVX) and shows in the kernel of a
+    convolution with one output channel, which is padded to one block.
+    """
+    import onnxruntime as ort
+
+    weight = onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w")
+    probe = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 13]>'
+        "g (float[1,1,4,4] x) => (float[1,1,4,4] y) { y = Conv(x, w) }"
+    )
+    probe.graph.initializer.append(weight)
+    with tempfile.TemporaryDirectory(prefix="shufflectl-") as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(Path(folder) / "probe.onnx")
+        ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = onnx.load(options.optimized_model_filepath)
+    if not any(node.domain == "com.microsoft.nchwc" for node in found.graph.node):
+        return None
+    return max(int(tensor.dims[0]) for tensor in found.graph.initializer if len(tensor.dims) == 4)
