@@ -21,6 +21,7 @@ from shufflectl.errors import GraphError, UsageError, nearest
 
 __all__ = [
     "LOWERINGS",
+    "OLDEST_OPSET",
     "Entry",
     "Lowering",
     "Options",
@@ -42,7 +43,7 @@ _COPIES = frozenset(
 """Data movement that reads and writes every element; the rest (Reshape ...) shares its input's buffer."""
 
 
-_OPSET = 13
+OLDEST_OPSET = 13
 """From here on Split, Squeeze and Unsqueeze take their sizes and axes as inputs."""
 
 
@@ -149,15 +150,18 @@ class Options:
         max_concat: The most inputs that a Concat may have, 0 for any number. XNNPACK takes up to five.
         merge: Lifetime classes with fewer channels share blocks of up to that many: what reads one reads all
             of its block, and has zero columns for the rest. 0 keeps every class apart.
+        carry: Branches hand old channels on in the room that they have up to a multiple of this, so that
+            later units read fewer branches; 0 carries nothing.
     """
 
     align: int = 1
     max_concat: int = 0
     merge: int = 0
+    carry: int = 0
 
     def to_json(self) -> dict[str, int]:
         """Return the options as JSON values."""
-        return {"align": self.align, "max_concat": self.max_concat, "merge": self.merge}
+        return {"align": self.align, "max_concat": self.max_concat, "merge": self.merge, "carry": self.carry}
 
 
 class Lowering(Protocol):
@@ -233,10 +237,10 @@ def apply(name: str, graph: Graph, options: Options | None = None) -> tuple[Grap
     if chosen.align > 1 and not entry.folds:
         able = ", ".join(e.name for e in LOWERINGS.values() if e.folds)
         raise UsageError(f"the lowering {name!r} does not pad channels", hint=f"these do: {able}")
-    if graph.opset < _OPSET and name != "native":
+    if graph.opset < OLDEST_OPSET and name != "native":
         raise GraphError(
             f"the graph's operator set {graph.opset} is too old to be rewritten",
-            hint=f"convert it to operator set {_OPSET} or later with onnx.version_converter",
+            hint=f"convert it to operator set {OLDEST_OPSET} or later with onnx.version_converter",
         )
     return entry.load()(graph, chosen)
 

@@ -15,12 +15,15 @@ carries channels has its constants permuted, and whatever needs the captured ord
    read takes runs of its sources: in ShuffleNet V2 one run of each source. That is the layout of a class
    whose channels come from mixing nodes.
 4. The layout of a class that begins with a read is what the runs give, sorted by their own lives.
+5. With residual connections a channel is read again and again, next to ever other channels (SE-ShuffleNetV2's
+   basic units): then lives are single channels. A read that would take many runs of few channels is fixed.
 
 The order among lives is that of the nodes, so the same graph always gives the same layouts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import onnx_ir as ir
 
@@ -31,6 +34,10 @@ from shufflectl.converters.rewrite.provenance import Channel, ChannelMap, Proven
 from shufflectl.converters.rewrite.roles import Carries, Mixes, Opaque, Role, role
 
 __all__ = ["Class", "Plan", "Port", "Read", "Run", "make_plan"]
+
+_MANY_RUNS: Final = 16
+_SHORT_RUN: Final = 16
+"""More runs than the one, of fewer channels on average than the other, are not copied one by one."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,15 @@ def _ranks(lists: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
 
 
 class _Planner:
-    def __init__(self, graph: Graph, provenance: Provenance, options: Options, *, split: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        provenance: Provenance,
+        options: Options,
+        *,
+        split: bool,
+        fixed: Mapping[str, str],
+    ) -> None:
         self.plan = Plan(graph, provenance)
         self.options = options
         self.split = split
@@ -183,7 +198,7 @@ class _Planner:
         self.values = {str(v.name): v for v in (*graph.inputs, *(v for n in self.nodes for v in n.outputs))}
         self.reshaped = {o.name for s in provenance.sites for o in s.outputs if o.reshaped}
         self.union = _Union()
-        self.fixed: dict[str, str] = {}
+        self.fixed = dict(fixed)
         self._reads: dict[tuple[Channel, ...], Read] = {}
 
     # Which tensors belong together.
@@ -493,4 +508,18 @@ def make_plan(graph: Graph, provenance: Provenance, options: Options, *, split: 
         options: Padding and merging.
         split: Whether tensors that come straight from a convolution are held in one piece a life.
     """
-    return _Planner(graph, provenance, options, split=split).make()
+    fixed: dict[str, str] = {}
+    while True:
+        plan = _Planner(graph, provenance, options, split=split, fixed=fixed).make()
+        scattered = {item: runs for item, runs in plan.runs.items() if _scattered(runs)}
+        if not scattered:
+            return plan
+        for item, runs in scattered.items():
+            fixed[item] = f"its channels would be picked from {len(runs)} places"
+
+
+def _scattered(runs: Sequence[Run]) -> bool:
+    """Whether so many short runs would be copied that the shuffle costs less."""
+    channels = sum(run.end - run.first for run in runs)
+    pieces = len({(run.source, run.piece) for run in runs})
+    return len(runs) > max(_MANY_RUNS, 2 * pieces) and channels < _SHORT_RUN * len(runs)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite import commute
+from shufflectl.converters.rewrite.carry import carry
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size, take
 from shufflectl.converters.rewrite.lowering import (
     Options,
@@ -367,7 +368,11 @@ def relayout(graph: Graph, options: Options, *, name: str, why: str, split: bool
         split: Whether convolutions are split by the lives of their channels.
     """
     provenance = analyze(graph)
-    plan = make_plan(graph, provenance, options, split=split)
+    carried: dict[str, int] = {}
+    full = graph
+    if options.carry:
+        full, carried = carry(graph, provenance, options.carry)
+    plan = make_plan(full, analyze(full) if carried else provenance, options, split=split)
     writer = _Writer(plan, options)
     folded = writer.write()
     left = any(site.shuffles for site in analyze(folded).sites)
