@@ -102,7 +102,7 @@ class Graph:
 
     def clone(self) -> Self:
         """Return a copy that can be rewritten without changing this graph (weights are shared)."""
-        return type(self)(ir.from_proto(ir.to_proto(self.model)), self.records)
+        return type(self)(self.model.clone(), self.records)
 
     def to_proto(self) -> onnx.ModelProto:
         """Return the graph as an ONNX protobuf."""

@@ -226,3 +226,20 @@ def test_records_say_where_captured_channels_are(stages: Graph) -> None:
     assert len(channels) == after.shape(branch.outputs[0])[1]
     assert 0 == len(channels) % 4
     assert np.count_nonzero(np.asarray(channels) < 0) == len(channels) - 10
+
+
+def test_many_scattered_channels_are_picked_by_one_gather() -> None:
+    """Residual connections bring each channel next to ever other ones, as in SE-ShuffleNetV2."""
+    net = Net(3)
+    x = net.act(net.conv(net.input(3, 5), 80))
+    for _ in range(7):
+        kept, worked = net.split(x, 40, 40)
+        made = net.op("Add", [worked, net.act(net.conv(worked, 40))], 40)[0]
+        x = net.shuffle(net.join(kept, made), 2, 5)
+    net.outputs.append(net.classify(x, 3))
+    graph = net.finish()
+    after, _ = apply("fold", graph)
+    assert "Gather" in counts(after)
+    assert len(after.nodes) < 2 * len(graph.nodes)
+    assert bytes_moved(after.nodes) < bytes_moved(graph.nodes)
+    assert difference(graph, after) < 1e-5
