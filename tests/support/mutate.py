@@ -42,6 +42,29 @@ def swap_rows(i: int, j: int) -> Change:
     return change
 
 
+def zero_heaviest_column(weight: Array) -> Array:
+    """Delete what the input channel with the largest weights contributes (never a padded one)."""
+    return zero_column(_heaviest(weight, 1)[0])(weight)
+
+
+class SwapHeaviestRows:
+    """Swaps the two output channels with the largest weights, first of the weight, then of the bias."""
+
+    def __init__(self) -> None:
+        self._swap: Change | None = None
+
+    def __call__(self, parameter: Array) -> Array:
+        """Swap, and remember which."""
+        if self._swap is None:
+            self._swap = swap_rows(*_heaviest(parameter, 0)[:2])
+        return self._swap(parameter)
+
+
+def _heaviest(weight: Array, axis: int) -> list[int]:
+    others = tuple(a for a in range(weight.ndim) if a != axis)
+    return [int(i) for i in np.argsort(-np.square(weight.astype(np.float64)).sum(others), kind="stable")]
+
+
 def weight(path: Path, layer: str, change: Change) -> None:
     """Change a layer's weight in a file of any format, in place."""
     _FORMATS[path.suffix](path).parameter(layer, 1, change)
@@ -102,7 +125,8 @@ class _TFLite:
             if self._code(operator) in self.AXES and len(operator.inputs) > 1:
                 name = self.graph.tensors[operator.inputs[1]].name
                 produced = self.graph.tensors[operator.outputs[0]].name
-                if name == f"{layer}.weight".encode() or produced == layer.encode():
+                own = re.fullmatch(rf"{re.escape(layer)}\.weight(_\d+)?", name.decode())  # _1: of a rewrite
+                if own or produced == layer.encode():
                     return operator
         raise LookupError(layer)
 
