@@ -23,10 +23,11 @@ What is not a channel map is left alone, with the reason on record.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.movement import (
+    MAX_ELEMENTS,
     CannotExecuteError,
     clamped_lengths,
     data_inputs,
@@ -56,6 +58,12 @@ __all__ = [
 ]
 
 Codes = NDArray[Any]  # int32, or int64 where the numbers do not fit
+
+_MULTIPLE: Final = re.compile(r"(\d{1,9})\*\w+")
+"""The name of a dimension that holds several images' parts, as ``58*batch``."""
+
+_MAX_CHANNELS: Final = 1 << 21
+"""The most channels that are followed in a graph, over all tensors: some hundred megabytes of maps."""
 
 
 class Channel(NamedTuple):
@@ -312,6 +320,8 @@ class _Execution:
         self._bases: list[_Base] = []
         self._by_name: dict[str, _Base] = {}
         self._next = 0
+        self._held = 0
+        self._channels = 0
         self._left: dict[str, int] = {}
         self._run()
 
@@ -325,9 +335,12 @@ class _Execution:
             if isinstance(dim, int):
                 sizes.append(dim)
             elif axis == 0 and self.batch is not None:
-                sizes.append(self.batch)
+                several = _MULTIPLE.fullmatch(dim)
+                sizes.append(self.batch * (int(several[1]) if several else 1))
             else:
                 raise CannotExecuteError(f"axis {axis} of {value.name!r} has no known length")
+        if (count := math.prod(sizes)) > MAX_ELEMENTS:
+            raise CannotExecuteError(f"{value.name!r} has {count} elements, too many to follow")
         return tuple(sizes)
 
     def _encode(self, value: ir.Value) -> Codes:
@@ -348,13 +361,23 @@ class _Execution:
         if name not in self.codes:
             return self._encode(value)
         self._left[name] -= 1
+        if self._left[name]:
+            return self.codes[name]
         # The last reader takes it, so that memory holds no more than the nodes at work need.
-        return self.codes[name] if self._left[name] else self.codes.pop(name)
+        array = self.codes.pop(name)
+        self._held -= array.size
+        return array
 
     def _check_bounds(self, node: ir.Node, key: str, array: Codes) -> list[int]:
         if key in self.cut:
             raise CannotExecuteError("it cuts an axis whose length depends on the batch")
         return clamped_lengths(node, array.shape)
+
+    def _execute(self, node: ir.Node, arrays: Sequence[Codes]) -> list[Codes]:
+        outputs = execute(node, arrays)
+        if self._held + sum(a.size for a in outputs) > MAX_ELEMENTS:
+            raise CannotExecuteError("too many elements would have to be followed at a time")
+        return outputs
 
     def _run(self) -> None:
         for node in self.graph.nodes:
@@ -366,7 +389,7 @@ class _Execution:
                 self.reads[key] = [str(v.name) for v in values]
                 arrays = [self._input(value) for value in values]
                 self.clamps[key] = self._check_bounds(node, key, arrays[0])
-                outputs = execute(node, arrays)
+                outputs = self._execute(node, arrays)
             except CannotExecuteError as error:
                 self.failed[key] = f"{node.op_type} {key!r}: {error}"
                 continue
@@ -382,12 +405,16 @@ class _Execution:
         self.made[name] = made
         if made.map is None or made.reshaped:
             self.codes[name] = array
+            self._held += array.size
             self._left[name] = max(sum(is_movement(u.node) for u in value.uses()), 1)
 
     def _map(self, name: str, array: Codes) -> _Made:
         if array.ndim < 2 or not array.size:
             return _Made(None, reason=f"{name!r} has no channel axis")
         batch, count, *spatial = array.shape
+        if self._channels + count > _MAX_CHANNELS:
+            return _Made(None, reason=f"{name!r} has {count} channels, too many to follow")
+        self._channels += count
         flat = array.reshape(batch, count, -1)
         first = flat[0, :, 0].astype(np.int64)
         owner = np.searchsorted([b.offset for b in self._bases], first, side="right") - 1
