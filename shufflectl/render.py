@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shufflectl.console import Output, human_bytes
@@ -10,6 +10,7 @@ from shufflectl.console import Output, human_bytes
 if TYPE_CHECKING:
     from shufflectl.deploy.check import CheckResult
     from shufflectl.deploy.doctor import Diagnosis
+    from shufflectl.deploy.explain import ExplainedSite, Explanation, Made
     from shufflectl.deploy.inspect.ane import NeuralEngineReport
     from shufflectl.deploy.inspect.facts import Facts
     from shufflectl.deploy.inspect.inspection import Inspection
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from shufflectl.deploy.verify import Result, Verification
     from shufflectl.models.zoo import Variant
 
-__all__ = ["checked", "diagnosis", "exported", "inspection", "models"]
+__all__ = ["checked", "diagnosis", "explained", "exported", "inspection", "models"]
 
 _PASS = "[green]pass[/]"  # noqa: S105 - a verdict
 _FAIL = "[bold red]FAIL[/]"
@@ -333,6 +334,138 @@ def diagnosis(output: Output, found: "Diagnosis") -> None:
             if c.group == group
         ]
         output.table(f"{group}s", ["name", "state", "detail", "how to get it"], rows)
+
+
+def explained(output: Output, found: "Explanation") -> None:
+    """Show every shuffle site, and what each target makes of it."""
+    if output.json:
+        output.document(found.to_json())
+        return
+    subject = found.subject
+    inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in subject.inputs)
+    written = f", written by {subject.producer}" if subject.producer else ""
+    output.text(
+        f"[bold]{_escape(subject.name)}[/]  {_escape(inputs)}, opset {subject.opset}{_escape(written)}"
+    )
+    for change in subject.changes:
+        output.text(f"[dim]made plain first: {_escape(change)}[/]")
+    shuffles = sum(site.site.shuffles for site in found.sites)
+    kinds = "all of them" if shuffles == len(found.sites) else f"{shuffles} of them"
+    if found.sites:
+        title = f"{len(found.sites)} sites where channels are joined, moved or divided; {kinds} move channels"
+        columns = ["#", "where", "joins", "g", "gives", "size", "operators", "kB"]
+        rows = [_site(site) for site in found.sites]
+        output.table(title, columns, rows, right=["#", "kB"])
+    else:
+        output.text("there is no channel shuffle, concat or split")
+    for entry in found.left_alone:
+        nodes = ", ".join(entry.nodes)
+        output.text(f"[yellow]left alone:[/] {_escape(nodes)}: {_escape(entry.reason)}")
+    if subject.frozen:
+        output.text(f"[yellow]kept as it is:[/] {_escape(subject.frozen)}")
+    for made in found.results:
+        _made(output, made, frozen=bool(subject.frozen))
+    if found.forms:
+        forms = [
+            [
+                _escape(form.candidate.label),
+                _escape(form.why_not) if form.why_not else _counts(_movement(form.report.operators_after)),
+                _kb(form.report.bytes_after),
+                str(form.report.rank_after),
+                ", ".join(form.targets),
+            ]
+            for form in found.forms
+        ]
+        columns = ["form", "operators (or why it changes nothing)", "kB", "rank", "candidate for"]
+        output.table("every form", columns, forms, right=["kB", "rank"])
+
+
+def _site(found: "ExplainedSite") -> list[str]:
+    site = found.site
+    whole = [o for o in site.outputs if len(o.map) == site.channels]
+    gives = "+".join(str(len(o.map)) for o in site.outputs if o not in whole) or str(site.channels)
+    groups = "any" if site.form is None else str(site.form.groups) if site.form.groups > 1 else ""
+    return [
+        str(found.number),
+        _escape(found.where),
+        "+".join(str(count) for _, count in site.inputs),
+        groups,
+        gives + (" and all" if whole and len(whole) < len(site.outputs) else ""),
+        "x".join(map(str, found.size)),
+        _counts(found.operators),
+        _kb(found.bytes_moved),
+    ]
+
+
+def _made(output: Output, made: "Made", *, frozen: bool) -> None:
+    """Show what one target gets."""
+    choice, report = made.choice, made.report
+    output.text(
+        f"[bold]{made.target} {made.precision}: {_escape(choice.candidate.label)}[/]"
+        + (" [yellow](not applied)[/]" if frozen else "" if report.changed else " (nothing changes)")
+    )
+    output.text(f"  why: {_escape(choice.why)}")
+    if choice.source:
+        output.text(f"  source: {_escape(choice.source)}")
+    if choice.phone:
+        output.text(f"  on phones: {_escape(choice.phone)}")
+    output.text(
+        f"  operators {sum(report.operators_before.values())} -> {sum(report.operators_after.values())}"
+        f" ({_escape(_changed(report.operators_before, report.operators_after))}),"
+        f" {_kb(report.bytes_before)} -> {_kb(report.bytes_after)} kB moved,"
+        f" largest rank {report.rank_before} -> {report.rank_after}"
+    )
+    rows: list[tuple[list[int], list[str]]] = []
+    whys: dict[str, list[int]] = {}
+    for number, site in enumerate(report.sites, 1):
+        cells = [site.form, _counts(site.operators_after), _kb(site.bytes_before), _kb(site.bytes_after)]
+        if rows and rows[-1][1] == cells:
+            rows[-1][0].append(number)
+        else:
+            rows.append(([number], cells))
+        whys.setdefault(f"{site.form}: {site.why}", []).append(number)
+        for reason in site.refused:
+            whys.setdefault(f"refused: {reason}", []).append(number)
+    if rows:
+        columns = ["#", "form", "in its place", "kB before", "kB after"]
+        table = [[_numbers(numbers), *cells] for numbers, cells in rows]
+        output.table("", columns, table, right=["kB before", "kB after"])
+    for text, numbers in whys.items():
+        output.text(f"  {_numbers(numbers)}  {_escape(text)}")
+    for note in report.notes:
+        output.text(f"  note: {_escape(note)}")
+
+
+def _kb(count: int) -> str:
+    return f"{count / 1000:,.1f}"
+
+
+def _counts(operators: Mapping[str, int]) -> str:
+    """Return operators as ``Concat 2xReshape``."""
+    return " ".join(name if count == 1 else f"{count}x{name}" for name, count in operators.items()) or "-"
+
+
+def _movement(operators: Mapping[str, int]) -> dict[str, int]:
+    """Return the operators that forms differ in."""
+    wanted = ("Concat", "Conv", "Gather", "Reshape", "Slice", "Split", "Transpose")
+    return {name: operators[name] for name in wanted if name in operators}
+
+
+def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """Return the operators whose number changes, as ``Conv 56 -> 93``."""
+    names = [name for name in sorted({*before, *after}) if before.get(name, 0) != after.get(name, 0)]
+    return ", ".join(f"{n} {before.get(n, 0)} -> {after.get(n, 0)}" for n in names) or "the same"
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as ``1-3, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _escape(text: str) -> str:

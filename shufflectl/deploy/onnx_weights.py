@@ -1,14 +1,82 @@
-"""The tensors that an ONNX file stores, in itself and in files beside it."""
+"""ONNX files that may be anything: their content, and the tensors that they store, in other files too."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 import onnx
+from google.protobuf.message import DecodeError
 
-from shufflectl.deploy.files import EXPORT_AGAIN
+from shufflectl.deploy.files import EXPORT_AGAIN, read_file
 from shufflectl.errors import ArtifactError
 
-__all__ = ["external_files", "graphs", "stored_tensors"]
+__all__ = ["external_files", "graphs", "load_weights", "parse", "stored_tensors"]
+
+_WHAT: Final = "an ONNX file"
+_LIMIT: Final = 2**31 - 1
+"""As many bytes of weights beside a file are loaded as the file itself may have."""
+
+
+def parse(path: Path) -> tuple[onnx.ModelProto, int]:
+    """Return what an ONNX file holds, weights beside it unread, and its size in bytes.
+
+    Raises:
+        ArtifactError: It is missing, damaged, or no ONNX file.
+    """
+    data = read_file(path, _WHAT)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated", hint=EXPORT_AGAIN) from error
+    if not model.ir_version or not model.opset_import or not model.graph.output:
+        raise ArtifactError(
+            f"{path} is not {_WHAT}, or it is truncated: it holds no graph", hint=EXPORT_AGAIN
+        )
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise ArtifactError(
+            f"{path} is a damaged ONNX file: some of its names are not text", hint=EXPORT_AGAIN
+        )
+    return model, len(data)
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Yield the strings that are read from a model; protobuf gives what is not UTF-8 as bytes."""
+    yield from (model.producer_name, model.producer_version)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    graph = model.graph
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield info.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for tensor in stored_tensors(model):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+
+
+def load_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Load the weights that lie beside an ONNX file into its content.
+
+    Raises:
+        ArtifactError: See `external_files`; or there are more than 2 GiB of them.
+    """
+    external_files(model, path)
+    tensors = [t for t in stored_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    total = 0
+    for tensor in tensors:
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        target = path.parent / fields["location"]
+        total += int(fields.get("length") or target.stat().st_size)  # two tensors may name the same bytes
+        if total > _LIMIT:
+            raise ArtifactError(
+                f"{path} keeps more than 2 GiB of weights beside it", hint="pass a model for phones"
+            )
+    for tensor in tensors:
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

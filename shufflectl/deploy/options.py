@@ -18,7 +18,7 @@ from shufflectl.deploy import runtimes
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.errors import UsageError, nearest
 
-__all__ = ["ExportRequest", "ParityOptions"]
+__all__ = ["ExportRequest", "ParityOptions", "words"]
 
 _MAX_BATCH = 4096
 _MAX_SIZE = 2048
@@ -148,8 +148,8 @@ class ExportRequest:
         if size is not None and size > _MAX_SIZE:
             raise UsageError(f"an input of {size} pixels is too large", hint=f"give at most {_MAX_SIZE}")
         request = cls(
-            targets=_words(targets, tuple(TARGETS), "target", everything="all"),
-            precisions=cast("tuple[Precision, ...]", _words(precisions, PRECISIONS, "precision")),
+            targets=words(targets, tuple(TARGETS), "target", everything="all"),
+            precisions=cast("tuple[Precision, ...]", words(precisions, PRECISIONS, "precision")),
             batch=_batch(batch),
             layout=cast("Layout | None", layout),
             align=parse_align(align),
@@ -204,18 +204,22 @@ class ExportRequest:
         return options
 
 
-def _words(
+def words(
     given: Sequence[str], choices: tuple[str, ...], what: str, *, everything: str | None = None
 ) -> tuple[str, ...]:
-    """Return the chosen words in the order of ``choices``, from a repeatable, comma-separated option."""
-    words = [word.strip() for text in given for word in text.split(",") if word.strip()]
-    if not words:
+    """Return the chosen words in the order of ``choices``, from a repeatable, comma-separated option.
+
+    Raises:
+        UsageError: None is given, or one is not among the choices.
+    """
+    given_words = [word.strip() for text in given for word in text.split(",") if word.strip()]
+    if not given_words:
         raise UsageError(f"no {what} is named", hint="choose from: " + ", ".join(choices))
-    for word in words:
+    for word in given_words:
         if word != everything and word not in choices:
             known = choices if everything is None else (*choices, everything)
             raise UsageError(f"unknown {what} {word!r}", hint=nearest(word, known))
-    return tuple(choice for choice in choices if choice in words or everything in words)
+    return tuple(choice for choice in choices if choice in given_words or everything in given_words)
 
 
 def _count(text: str) -> int | None:

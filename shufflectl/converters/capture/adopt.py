@@ -38,7 +38,7 @@ from shufflectl.converters.rewrite.movement import (
     execute,
     is_movement,
 )
-from shufflectl.errors import GraphError
+from shufflectl.errors import GraphError, UsageError
 
 __all__ = ["Adopted", "Affine", "adopt"]
 
@@ -507,8 +507,10 @@ def _bind(model: ir.Model, size: int | None) -> None:
 
     Raises:
         GraphError: A shape is not given, or a free dimension has no size.
+        UsageError: A size is given, and no dimension is free.
     """
     symbols = set()
+    free = False
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     for value in inputs:
         if value.shape is None:
@@ -523,6 +525,7 @@ def _bind(model: ir.Model, size: int | None) -> None:
                 symbols.add(dim.value if isinstance(dim, ir.SymbolicDim) else None)
                 dims.append(BATCH)
             elif size is not None:
+                free = True
                 dims.append(size)
             else:
                 raise GraphError(
@@ -530,6 +533,8 @@ def _bind(model: ir.Model, size: int | None) -> None:
                     hint="say for which images: --input-size 224",
                 )
         value.shape = ir.Shape(dims)
+    if size is not None and not free:
+        raise UsageError("the file fixes the size of its input", hint="leave out --input-size")
     symbols.discard(None)
     for node in model.graph:
         for value in node.outputs:
@@ -604,6 +609,7 @@ def adopt(proto: onnx.ModelProto, *, size: int | None = None) -> Adopted:
     Raises:
         GraphError: It has no default operator set, a function that calls itself, an input of unknown shape,
             or a node that does not fit its inputs.
+        UsageError: A size is given, and the model fixes its own.
     """
     model = ir.from_proto(proto)
     if "" not in model.opset_imports and "ai.onnx" in model.opset_imports:

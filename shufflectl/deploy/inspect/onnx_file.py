@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from shufflectl.converters.graph import Graph
-from shufflectl.deploy.files import EXPORT_AGAIN, info_from_text, read_file
+from shufflectl.deploy.files import info_from_text
 from shufflectl.deploy.inspect.program import (
     Contraction,
     Operation,
@@ -27,12 +27,10 @@ from shufflectl.deploy.inspect.program import (
     role_table,
     trained,
 )
-from shufflectl.deploy.onnx_weights import external_files, stored_tensors
-from shufflectl.errors import ArtifactError
+from shufflectl.deploy.onnx_weights import external_files, parse, stored_tensors
 
 __all__ = ["read_graph", "read_onnx"]
 
-_WHAT = "an ONNX file"
 _STANDARD = ("", "ai.onnx")
 _DOMAINS = (*_STANDARD, "com.microsoft", "com.microsoft.nchwc")
 # Shapes, axes and pads are smaller than this; larger constants are weights, and stay unread.
@@ -121,21 +119,8 @@ def read_onnx(path: Path) -> tuple[Program, int]:
         ArtifactError: It is missing, damaged or no ONNX file, or its external weights are missing or lie
             outside of its folder.
     """
-    data = read_file(path, _WHAT)
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except (DecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not {_WHAT}, or it is truncated", hint=EXPORT_AGAIN) from error
-    if not model.ir_version or not model.opset_import or not model.graph.output:
-        raise ArtifactError(
-            f"{path} is not {_WHAT}, or it is truncated: it holds no graph", hint=EXPORT_AGAIN
-        )
-    if not all(isinstance(text, str) for text in _texts(model)):
-        raise ArtifactError(
-            f"{path} is a damaged ONNX file: some of its names are not text", hint=EXPORT_AGAIN
-        )
-    size = len(data) + sum(file.stat().st_size for file in external_files(model, path))
+    model, size = parse(path)
+    size += sum(file.stat().st_size for file in external_files(model, path))
     return read_model(model, "onnx"), size
 
 
@@ -162,22 +147,6 @@ def read_model(model: onnx.ModelProto, format_name: str) -> Program:
         " ".join(part for part in (model.producer_name, model.producer_version) if part),
         info_from_text(props),
     )
-
-
-def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Yield the strings that are read from a model; protobuf gives what is not UTF-8 as bytes."""
-    yield from (model.producer_name, model.producer_version)
-    for entry in model.metadata_props:
-        yield from (entry.key, entry.value)
-    graph = model.graph
-    for info in (*graph.input, *graph.output, *graph.value_info):
-        yield info.name
-    for node in graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-    for tensor in stored_tensors(model):
-        yield tensor.name
-        for entry in tensor.external_data:
-            yield from (entry.key, entry.value)
 
 
 def _drop_weights(model: onnx.ModelProto) -> None:
