@@ -12,7 +12,7 @@ order of axes. The trace joins both:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -62,7 +62,7 @@ def compose(graph: Graph, located: Iterable[Located]) -> Trace:
     for item in located:
         record = graph.record(str(item.value.name))
         if record.origin:
-            view = TensorView(item.name, item.axes, record.channels)
+            view = TensorView(item.name, item.axes, record.channels, area=record.area)
             found.setdefault(record.origin, []).append((view, _held(graph, item.value)))
     views = {}
     for origin, held in found.items():
@@ -85,4 +85,4 @@ def _view(held: list[tuple[TensorView, frozenset[int]]], whole: frozenset[int]) 
     if covered != whole or len({view.axes for view in pieces}) > 1:
         return None  # case 3
     first, *rest = pieces
-    return TensorView(first.name, first.axes, first.channels, tuple(rest))
+    return replace(first, rest=tuple(rest))

@@ -31,10 +31,13 @@ class TensorRecord:
         channels: For each channel of this tensor the captured tensor's channel, -1 for padding and for what
             belongs to another; None where the order is the same. Several tensors may share an origin: each
             holds all of its channels, or they hold them in pieces.
+        area: The captured tensor's height and width, where this one has further rows and columns at the end;
+            None where they are the same.
     """
 
     origin: str
     channels: tuple[int, ...] | None = None
+    area: tuple[int, int] | None = None
 
 
 class Graph:

@@ -36,12 +36,15 @@ class TensorView:
             for what belongs to another logical tensor. None where the order is the same.
         rest: Further tensors of the file, where the logical tensor's channels are divided among several (a
             convolution that was split by its readers).
+        area: The logical tensor's height and width, where the file's tensor has further rows and columns at
+            the end. None where they are the same.
     """
 
     name: str
     axes: tuple[int, ...] | None = None
     channels: tuple[int, ...] | None = None
     rest: tuple["TensorView", ...] = ()
+    area: tuple[int, int] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,7 +73,7 @@ class TensorView:
         return index[index >= 0]
 
     def to_file(self, logical: NDArray[Any]) -> NDArray[Any]:
-        """Return a logical tensor as the file holds it."""
+        """Return a logical tensor as the file holds it, but for rows and columns that it has beyond it."""
         array = logical
         if self.channels is not None:
             index = np.asarray(self.channels)
@@ -87,6 +90,8 @@ class TensorView:
         """Return the file's tensor as the captured graph has it, as far as this one tensor holds it."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
+        if self.area is not None:
+            array = array[..., : self.area[0], : self.area[1]]
         if self.channels is not None:
             index = np.asarray(self.channels)
             held = np.flatnonzero(index >= 0)
@@ -138,6 +143,8 @@ def _row(view: TensorView, logical: str) -> dict[str, Any]:
         row["axes"] = list(view.axes)
     if view.channels is not None:
         row["channels"] = list(view.channels)
+    if view.area is not None:
+        row["area"] = list(view.area)
     if view.rest:
         row["rest"] = [_row(piece, logical) for piece in view.rest]
     return row
@@ -145,6 +152,9 @@ def _row(view: TensorView, logical: str) -> dict[str, Any]:
 
 def _view(logical: str, row: Mapping[str, Any], *, nested: bool = False) -> TensorView:
     axes, channels, rest = row.get("axes"), row.get("channels"), row.get("rest", [])
+    area = row.get("area")
+    if area is not None and (len(area) != 2 or not all(isinstance(size, int) and size > 0 for size in area)):
+        raise ValueError(f"the area of {logical!r} is not a height and a width")
     if axes is not None and sorted(axes) != list(range(len(axes))):
         raise ValueError(f"axes of {logical!r} are not a permutation")
     if rest and nested:
@@ -155,6 +165,7 @@ def _view(logical: str, row: Mapping[str, Any], *, nested: bool = False) -> Tens
         None if axes is None else tuple(int(a) for a in axes),
         None if channels is None else tuple(int(c) for c in channels),
         pieces,
+        None if area is None else (area[0], area[1]),
     )
     if pieces:
         held = sorted(int(c) for piece in (view, *pieces) for c in piece.held)

@@ -1,9 +1,9 @@
 """Carrying old channels through the padding of a branch, so that nobody reads far back.
 
-With the shuffles folded, a unit of ShuffleNet V2 reads a run of every branch before it in the stage: 58, 29, 15,
-7, 4, ... channels. In a blocked layout each of the short runs costs a whole block, and everywhere each costs a
-copy. But a branch of 116 channels that is computed as 128 has 12 channels that compute nothing. They can hold
-the short runs for those who read them later::
+With the shuffles folded, a unit of ShuffleNet V2 reads a run of every branch before it in the stage: 58,
+29, 15, 7, 4, ... channels. In a blocked layout each of the short runs costs a whole block, and everywhere
+each costs a copy. But a branch of 116 channels that is computed as 128 has 12 channels that compute
+nothing. They can hold the short runs for those who read them later::
 
     q [N, C, H, W]      q' = Concat(q, s)          s [N, n, H, W]: what is left to be read of an old branch
     h = Relu(W1 q)      W1' = | W1 0 |             h' = Concat(h, s)     since Relu(s) = s
@@ -11,14 +11,15 @@ the short runs for those who read them later::
     b = Relu(W2 d)      W2' = | W2 0 |             b' = Concat(b, s)
                               | 0  1 |
 
-Every product is s * 1 or x * 0, so s comes out as it went in. Who reads s after b reads it from b', and the old
-branch is read by the units next to it only.
+Every product is s * 1 or x * 0, so s comes out as it went in. Who reads s after b reads it from b', and the
+old branch is read by the units next to it only.
 
-Conditions, all proved on the graph: the branch is made of convolutions that can be the identity (one group or
-depthwise, odd kernel, stride 1, output as large as the input) and of Relu; what is carried is the result of a
-Relu, so at least 0; nothing but data movement reads the inner tensors and the result. Weights are finite (a
-zero times an infinity is none), as are the channels. Only as many channels are carried as there is room for up to a multiple of
-the width, those of the oldest branch first, and never a part of what is left of one.
+Conditions, all proved on the graph: the branch is made of convolutions that can be the identity (one group
+or depthwise, odd kernel, stride 1, output as large as the input) and of Relu; what is carried is the result
+of a Relu, so at least 0; nothing but data movement reads the result, and nothing but the next node the
+inner tensors. Weights are finite, since a zero times an infinity is none. Only as many channels are carried
+as there is room for up to a multiple of the width, those of the oldest branch first, and never a part of
+what is left of one.
 """
 
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ def _can_be_identity(node: ir.Node) -> bool:
     if node.op_type == "Relu":
         return True
     what = role(node)
-    if node.op_type != "Conv" or not (isinstance(what, Mixes) or (isinstance(what, Carries) and what.depthwise)):
+    depthwise = isinstance(what, Carries) and what.depthwise
+    if node.op_type != "Conv" or not (isinstance(what, Mixes) or depthwise):
         return False
     given, weight, made = node.inputs[0], Graph.constant(node.inputs[1]), node.outputs[0]
     if given is None or weight is None or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
@@ -172,13 +174,11 @@ class _Carrier:
             if found is None:
                 continue
             channels = [self.now.get(c, c) for c in found.channels]
-            if channels != list(found.channels) and Graph.shape(self.editor.value(name))[2:] == self._area(channels):
+            area = Graph.shape(self.editor.value(channels[0].source))[2:]
+            if channels != list(found.channels) and Graph.shape(self.editor.value(name))[2:] == area:
                 moved = self._assemble(channels, f"{name}.carried")
                 self.editor.record(moved, range(len(channels)), name)
                 node.replace_input_with(index, moved)
-
-    def _area(self, channels: Sequence[Channel]) -> tuple[int | str, ...]:
-        return Graph.shape(self.editor.value(channels[0].source))[2:]
 
     def _widen(self, branch: _Branch, extra: list[Channel]) -> None:
         """Add channels to a branch."""

@@ -40,6 +40,8 @@ class Candidate:
             parts.append(f"align {self.options.align}")
         if self.options.merge:
             parts.append(f"merge {self.options.merge}")
+        if self.options.carry:
+            parts.append(f"carry {self.options.carry}")
         if self.options.max_concat:
             parts.append(f"concat {self.options.max_concat}")
         return ", ".join(parts)
@@ -96,7 +98,7 @@ _LITERT = Choice(
     "the GPU delegate copies each slice: compare with fold-split on the phones that matter",
 )
 _ORT = Choice(
-    Candidate("fold-split", Options(align=16, merge=16)),
+    Candidate("fold-split", Options(align=16, merge=16, carry=16)),
     "no shuffle is left to run, and all data stays in ONNX Runtime's blocked layout",
     _DOCS,
     "ONNX Runtime blocks by 16 channels with AVX-512, by 8 on other x86 processors and not at all on most "
@@ -123,7 +125,8 @@ def candidates(target: str, precision: str) -> tuple[Candidate, ...]:
     for entry in LOWERINGS.values():
         choices = [Options()]
         if entry.folds:
-            choices = [Options(max_concat=limit), *(Options(n, limit, m) for n in (8, 16) for m in (0, n))]
+            choices = [Options(max_concat=limit)]
+            choices += [Options(n, limit, m, c) for n in (8, 16) for m, c in ((0, 0), (n, 0), (n, n))]
         found += [Candidate(entry.name, options) for options in choices]
     return tuple(dict.fromkeys(found))
 
@@ -156,11 +159,19 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
             f"there is no shuffle form named {shuffle!r}", hint=nearest(shuffle, (AUTO, *LOWERINGS))
         )
     known = next(c for c in candidates(target, precision) if c.form == shuffle)
-    options = known.options if align is None else replace(known.options, align=align, merge=0)
+    options = known.options if align is None else _aligned(known.options, align)
     if align is not None and align > 1 and not LOWERINGS[shuffle].folds:
         able = ", ".join(e.name for e in LOWERINGS.values() if e.folds)
         raise UsageError(f"the shuffle form {shuffle!r} does not pad channels", hint=f"these do: {able}")
     return Choice(Candidate(shuffle, options), "it was asked for", "")
+
+
+def _aligned(options: Options, align: int) -> Options:
+    """Return the options with another alignment, and what fills padding filling that."""
+    width = align if align > 1 else 0
+    return replace(
+        options, align=align, merge=width if options.merge else 0, carry=width if options.carry else 0
+    )
 
 
 def lower(graph: Graph, candidate: Candidate) -> tuple[Graph, Report]:

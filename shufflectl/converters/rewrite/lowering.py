@@ -152,15 +152,12 @@ class Options:
             of its block, and has zero columns for the rest. 0 keeps every class apart.
         carry: Branches hand old channels on in the room that they have up to a multiple of this, so that
             later units read fewer branches; 0 carries nothing.
-        pieces: The most convolutions that one is split into; the channels that are read last share the last
-            of them, and are read by slices. 0 for any number.
     """
 
     align: int = 1
     max_concat: int = 0
     merge: int = 0
     carry: int = 0
-    pieces: int = 0
 
     def to_json(self) -> dict[str, int]:
         """Return the options as JSON values."""

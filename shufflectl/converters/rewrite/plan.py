@@ -393,7 +393,6 @@ class _Planner:
                         tail = place if target.fixed else target.lives[place] if known else 0
                         lives[channel.number].append((read.index, tail))
                         groups[channel.number].append((read.index, target.groups[place] if known else 0))
-                found.pads &= not target.fixed  # it would have to drop what is padded
             for place, channel in ordered.get(id(found), []):
                 if not lives[channel.number]:  # nobody else cares, so let it lie in that order
                     lives[channel.number].append((len(self.plan.reads), place))

@@ -25,6 +25,7 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
     try:
         from shufflectl.converters.tflite.description import NAME, describe, with_labels
         from shufflectl.converters.tflite.emitter import Emitter
+        from shufflectl.converters.tflite.grow import grow
         from shufflectl.converters.tflite.operators import OPERATORS
     except ModuleNotFoundError as e:
         package = (e.name or "").partition(".")[0]
@@ -32,7 +33,7 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
             raise
         name = package.replace("_", "-")
         raise MissingDependencyError(name, "tflite", "writing .tflite files") from e
-    emitter = Emitter(graph, options, OPERATORS)
+    emitter = Emitter(grow(graph), options, OPERATORS)
     emitter.run()
     description = ", ".join(part for part in (info.name, info.description) if part)
     metadata = {
