@@ -16,8 +16,6 @@ Usage: python scripts/benchmark_export.py --env-dir ~/.cache/shufflectl-peers [-
 """
 
 import argparse
-import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -32,9 +30,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from peers.environments import PEERS, interpreters, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "scripts" / "peers"
 DOCS = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 ENVIRONMENTS = ("litert-torch", "coremltools")
@@ -72,7 +70,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         sections = arguments.only or SECTIONS
-        pythons = _environments(arguments.env_dir, sections)
+        wanted = {"startup": (), "tflite": ("litert-torch",), "export": ENVIRONMENTS}
+        pythons = interpreters(arguments.env_dir, [name for section in sections for name in wanted[section]])
         weights = scratch / "weights.pt"
         if set(sections) & {"tflite", "export"}:
             _random_weights(arguments.model, weights)
@@ -215,25 +214,6 @@ def _busy() -> float:
     return times.children_user + times.children_system
 
 
-def _environments(folder: Path, sections: Sequence[str]) -> dict[str, Path]:
-    """Build the peers' environments where they are not there yet; return each one's interpreter."""
-    wanted = {"startup": (), "tflite": ("litert-torch",), "export": ENVIRONMENTS}
-    pythons = {"this": Path(sys.executable)}
-    for name in dict.fromkeys(name for section in sections for name in wanted[section]):
-        requirements = PEERS / f"requirements-{name}.txt"
-        home = folder.expanduser().resolve() / name
-        stamp = home / "requirements.sha256"
-        digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-        python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
-        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != digest:
-            print(f"building the environment {home} from {requirements.relative_to(ROOT)}", file=sys.stderr)
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-            subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
-            stamp.write_text(digest, encoding="utf-8")
-        pythons[name] = python
-    return pythons
-
-
 def _random_weights(model: str, path: Path) -> None:
     """Write a checkpoint with the random weights that ``random:0`` stands for."""
     code = (
@@ -345,19 +325,10 @@ def _versions(pythons: Mapping[str, Path]) -> str:
         "coremltools": ("coremltools", "torch"),
         "litert-torch": ("litert-torch", "torch"),
     }
-    parts = []
-    for environment, python in pythons.items():
-        code = (
-            "import sys, importlib.metadata as m\n"
-            "print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]), sep=', ')"
-        )
-        if environment == "this":
-            text = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names["this"])
-        else:
-            command = [str(python), "-c", code, *names[environment]]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        parts.append(text)
-    return "; ".join(parts)
+    found = versions(pythons, {environment: names[environment] for environment in pythons})
+    return "; ".join(
+        ", ".join(f"{name} {version}" for name, version in packages.items()) for packages in found.values()
+    )
 
 
 def _write_docs(text: str) -> None:
