@@ -1,0 +1,68 @@
+"""shufflectl's own files: every wanted form of a model's shuffles, as ONNX and as TFLite.
+
+Usage: own_files.py MODEL WEIGHTS FOLDER FORM...
+
+A form is ``auto`` (what `export` does by default), ``floor``, or a lowering's name and its options:
+``NAME[:ALIGN[:MERGE[:CONCAT]]]``. ``auto`` and ``NAME`` alone take the options that `export` would. FOLDER
+gets ``N.onnx`` and ``N.tflite`` for the N-th form, and ``report.json``: what each file is. A form whose file
+would be the same as an earlier one's has none, and that one's label.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from floor import floor
+from network import network
+
+from shufflectl.converters.capture import capture
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.rewrite.choose import Candidate, choose, lower
+from shufflectl.converters.rewrite.lowering import Options, bytes_moved, operators
+from shufflectl.converters.targets import TARGETS, EmitOptions
+
+FORMATS = ("onnx", "tflite")
+
+
+def main(model: str, weights: str, folder: str, *forms: str) -> None:
+    out = Path(folder)
+    module, inputs = network(model, Path(weights))
+    graph = capture(module, inputs, name=model)
+    report: dict[str, dict[str, dict[str, Any]]] = {target: {} for target in FORMATS}
+    for target in FORMATS:
+        seen: dict[bytes, str] = {}
+        for number, form in enumerate(forms):
+            lowered, what = _lowered(graph, target, form)
+            file = out / f"{number}{TARGETS[target].extension}"
+            TARGETS[target].emit(lowered, ModelInfo(model), EmitOptions(), file)
+            same = seen.setdefault(file.read_bytes(), form)
+            if same != form:
+                file.unlink()
+            report[target][form] = {
+                "file": file.name if same == form else "",
+                "same_as": same if same != form else "",
+                "what": what,
+                "operators": operators(lowered.nodes),
+                "bytes_moved": bytes_moved(lowered.nodes),
+            }
+    (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def _lowered(graph: Graph, target: str, form: str) -> tuple[Graph, str]:
+    """Return the graph in a form, and what that is in words."""
+    if form == "floor":
+        return floor(graph), "every copy left out: a wrong result"
+    name, *numbers = form.split(":")
+    if numbers:
+        align, merge, concat = (*map(int, numbers), *[0] * (3 - len(numbers)))
+        candidate = Candidate(name, Options(align=align, merge=merge, max_concat=concat))
+    else:
+        candidate = choose(target, "fp32", shuffle=name).candidate
+    lowered, report = lower(graph, candidate)
+    return lowered, candidate.label if report.changed else "nothing to lower"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
