@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from converters.rewrite.nets import MegviiV2, captured, counts, difference
@@ -136,8 +138,8 @@ def test_a_shuffle_behind_a_dense_convolution_vanishes_in_v1() -> None:
     assert difference(graph, after) < 1e-5
 
 
-def _between_groups(channels: int, groups: int, stride: int) -> Graph:
-    net = Net(2)
+def _between_groups(channels: int, groups: int, stride: int, batch: int = 2) -> Graph:
+    net = Net(2, batch)
     x = net.act(net.conv(net.input(groups, 8), channels, group=groups))
     x = net.conv(net.depthwise(net.shuffle(x, groups, 5), stride), groups, group=groups)
     net.outputs.append(x)
@@ -145,11 +147,40 @@ def _between_groups(channels: int, groups: int, stride: int) -> Graph:
 
 
 def test_between_grouped_convolutions_whole_runs_are_moved() -> None:
+    for batch, shape in ((2, (2, 4, 4, 16 * 64)), (1, (4, 4, 16, 64))):
+        graph = _between_groups(256, 4, 1, batch)
+        after, report = apply("commute", graph)
+        assert "in 16 runs of channels; the next convolution's columns do the rest" == report.sites[0].why
+        (move,) = [n for n in after.nodes if n.op_type == "Transpose"]
+        assert shape == after.shape(move.inputs[0])  # type: ignore[arg-type]
+        assert difference(graph, after) < 1e-5
+
+
+def test_short_runs_are_not_worth_it() -> None:
     graph = _between_groups(32, 4, 1)
     after, report = apply("commute", graph)
-    assert "in 16 runs of channels; the next convolution's columns do the rest" == report.sites[0].why
-    (move,) = [n for n in after.nodes if n.op_type == "Transpose"]
-    assert (2, 4, 4, 2 * 64) == after.shape(move.inputs[0])  # type: ignore[arg-type]
+    assert "at rank 4" == report.sites[0].why
+    assert difference(graph, after) < 1e-5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    groups=st.sampled_from([2, 3, 4]),
+    run=st.sampled_from([15, 16, 17]),
+    stride=st.sampled_from([1, 2]),
+    batch=st.sampled_from([1, 2, "batch"]),
+    end=st.sampled_from([1, 2, 3, 4]),
+)
+def test_runs_are_exact(groups: int, run: int, stride: int, batch: int | str, end: int) -> None:
+    """Every group count before the shuffle with every other one behind it, even and uneven."""
+    channels = groups * end * run
+    net = Net(run, batch)
+    x = net.act(net.conv(net.input(groups, 4), channels, group=groups))
+    x = net.depthwise(net.shuffle(x, groups, 5), stride)
+    net.outputs.append(net.conv(x, end, group=end))
+    graph = net.finish()
+    after, report = apply("commute", graph)
+    assert 4 >= report.rank_after
     assert difference(graph, after) < 1e-5
 
 
