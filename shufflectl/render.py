@@ -366,18 +366,27 @@ def explained(output: Output, found: "Explanation") -> None:
     for made in found.results:
         _made(output, made, frozen=bool(subject.frozen))
     if found.forms:
-        forms = [
-            [
-                _escape(form.candidate.label),
-                _escape(form.why_not) if form.why_not else _counts(_movement(form.report.operators_after)),
-                _kb(form.report.bytes_after),
-                str(form.report.rank_after),
-                ", ".join(form.targets),
-            ]
-            for form in found.forms
-        ]
-        columns = ["form", "operators (or why it changes nothing)", "kB", "rank", "candidate for"]
-        output.table("every form", columns, forms, right=["kB", "rank"])
+        _forms(output, found)
+
+
+def _forms(output: Output, found: "Explanation") -> None:
+    """Show what each form leaves of the whole graph, a line each."""
+    targets = list(dict.fromkeys(made.target for made in found.results))
+    rows = []
+    for form in found.forms:
+        left = form.report.operators_after
+        cuts = sum(left.get(name, 0) for name in ("Gather", "Slice", "Split"))
+        counts = [left.get("Concat", 0), cuts, left.get("Transpose", 0), left.get("Conv", 0)]
+        cells = [_escape(form.candidate.label), *(str(count or "") for count in counts)]
+        rows.append([*cells, _kb(form.report.bytes_after), str(form.report.rank_after)])
+        rows[-1].append(" ".join(target[0] if target in form.targets else "-" for target in targets))
+    columns = ["form", "Concat", "Slice Split Gather", "Transpose", "Conv", "kB", "rank", "for"]
+    output.table("every form, for the whole graph", columns, rows, right=columns[1:7])
+    legend = ", ".join(f"{target[0]} {target}" for target in targets)
+    output.text(f"  for: targets for which it is worth measuring on a phone: {legend}")
+    for form in found.forms:
+        if form.why_not:
+            output.text(f"  {_escape(form.candidate.label)} changes nothing: {_escape(form.why_not)}")
 
 
 def _site(found: "ExplainedSite") -> list[str]:
@@ -417,7 +426,7 @@ def _made(output: Output, made: "Made", *, frozen: bool) -> None:
     )
     rows: list[tuple[list[int], list[str]]] = []
     whys: dict[str, list[int]] = {}
-    for number, site in enumerate(report.sites, 1):
+    for number, site in enumerate(made.sites, 1):
         cells = [site.form, _counts(site.operators_after), _kb(site.bytes_before), _kb(site.bytes_after)]
         if rows and rows[-1][1] == cells:
             rows[-1][0].append(number)
@@ -432,6 +441,12 @@ def _made(output: Output, made: "Made", *, frozen: bool) -> None:
         output.table("", columns, table, right=["kB before", "kB after"])
     for text, numbers in whys.items():
         output.text(f"  {_numbers(numbers)}  {_escape(text)}")
+    for site in made.added:
+        if site.bytes_before or site.bytes_after:
+            output.text(
+                f"  added: {_escape(site.description)}: {site.form}, {_counts(site.operators_after)},"
+                f" {_kb(site.bytes_after)} kB"
+            )
     for note in report.notes:
         output.text(f"  note: {_escape(note)}")
 
@@ -443,12 +458,6 @@ def _kb(count: int) -> str:
 def _counts(operators: Mapping[str, int]) -> str:
     """Return operators as ``Concat 2xReshape``."""
     return " ".join(name if count == 1 else f"{count}x{name}" for name, count in operators.items()) or "-"
-
-
-def _movement(operators: Mapping[str, int]) -> dict[str, int]:
-    """Return the operators that forms differ in."""
-    wanted = ("Concat", "Conv", "Gather", "Reshape", "Slice", "Split", "Transpose")
-    return {name: operators[name] for name in wanted if name in operators}
 
 
 def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ the graph: what an emitter adds (layout changes) and what a runtime fuses is `in
 
 import ast
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -21,7 +21,14 @@ from shufflectl.converters.rewrite.choose import (
     lower,
     parse_align,
 )
-from shufflectl.converters.rewrite.lowering import LOWERINGS, Report, bytes_moved, largest_rank, operators
+from shufflectl.converters.rewrite.lowering import (
+    LOWERINGS,
+    Report,
+    SiteReport,
+    bytes_moved,
+    largest_rank,
+    operators,
+)
 from shufflectl.converters.rewrite.provenance import LeftAlone, Site, analyze, label
 from shufflectl.converters.targets import PRECISIONS, TARGETS, Precision
 from shufflectl.deploy.files import EXPORT_AGAIN
@@ -221,6 +228,8 @@ class Made:
         choice: The form, and why.
         applied: The form that was applied: `NATIVE` where the chosen one changes nothing, or none may be.
         report: What it changes.
+        sites: What becomes of each site, in the order of the sites.
+        added: Sites that the form itself makes: where it carries channels through padding, for example.
     """
 
     target: str
@@ -228,12 +237,16 @@ class Made:
     choice: Choice
     applied: Candidate
     report: Report
+    sites: tuple[SiteReport, ...] = ()
+    added: tuple[SiteReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         report = self.report.to_json()
         report.pop("left_alone")  # the same for every form
         report.pop("lowering")
+        report["sites"] = [site.to_json() for site in self.sites]
+        report["added"] = [site.to_json() for site in self.added]
         return {
             "target": self.target,
             "precision": self.precision,
@@ -421,6 +434,7 @@ def _explain(opened: _Opened, request: ExplainRequest, notify: "Notify") -> Expl
     notify("following channels", 0, 0)
     provenance = analyze(graph)
     names = _Names(graph, opened.nodes or {})
+    sites = tuple(names.site(number, site) for number, site in enumerate(provenance.sites, 1))
     forms = _Forms(graph, opened.frozen)
     pairs = [(target, precision) for precision in request.precisions for target in request.targets]
     results: list[Made] = []
@@ -429,14 +443,40 @@ def _explain(opened: _Opened, request: ExplainRequest, notify: "Notify") -> Expl
         choice = request.choice(target, precision)
         report = forms.get(choice.candidate)
         applied = choice.candidate if report.changed else NATIVE
-        results.append(Made(target, precision, choice, applied, report))
+        results.append(Made(target, precision, choice, applied, report, *_matched(sites, report)))
     return Explanation(
         _subject(opened),
-        tuple(names.site(number, site) for number, site in enumerate(provenance.sites, 1)),
+        sites,
         tuple(LeftAlone(tuple(map(names.node, e.nodes)), e.reason) for e in provenance.left_alone),
         tuple(results),
         _all_forms(forms, pairs, opened.frozen, notify) if request.all_forms else (),
     )
+
+
+def _matched(
+    sites: Sequence[ExplainedSite], report: Report
+) -> tuple[tuple[SiteReport, ...], tuple[SiteReport, ...]]:
+    """Return what becomes of each site, and the sites that a form makes.
+
+    A form that prepares the graph first reports the sites of the prepared graph: some of them are new, and
+    some that were there have gone into others.
+    """
+    reported = {site.name: site for site in report.sites}
+    found = []
+    for own in sites:
+        result = reported.pop(own.site.name, None)
+        if result is None:
+            why = f"{report.lowering} moved its channels elsewhere; see the added sites"
+            result = SiteReport(own.site.name, "", report.lowering, why, (), {}, {}, 0, 0)
+        found.append(
+            replace(
+                result,
+                description=own.site.description,
+                operators_before=own.operators,
+                bytes_before=own.bytes_moved,
+            )
+        )
+    return tuple(found), tuple(reported.values())
 
 
 def _subject(opened: _Opened) -> Subject:
