@@ -3,7 +3,8 @@
 The rules are those of ``tflite/delegates/xnnpack/xnnpack_delegate.cc``: `VisitNode` and the functions that it
 calls, in their order. There is no GATHER, no SPLIT_V, no PACK; concatenations take 2 to 5 inputs, even splits
 2 to 4 outputs, strided slices steps of 1; tensors have up to 6 axes. EXPAND_DIMS is named and always refused.
-Whether the rules hold for the runtime at hand is measured (`measure`).
+LOG is newer than the rest: LiteRT 2.3 takes it. Whether the rules hold for the runtime at hand is measured
+(`measure`).
 """
 
 from typing import Final
@@ -197,7 +198,7 @@ XNNPACK: Final = Delegate(
     unpacks=True,
     operators=table(
         {
-            "ABS CEIL COS EXP FLOOR GELU HARD_SWISH NEG RELU_N1_TO_1 RELU RELU6 ROUND RSQRT SIN SQRT "
+            "ABS CEIL COS EXP FLOOR GELU HARD_SWISH LOG NEG RELU_N1_TO_1 RELU RELU6 ROUND RSQRT SIN SQRT "
             "SQUARE": Support(None, (ask.inputs(1), ask.outputs(1), _ranks(), _typed(_FLOATS))),
             "ELU LOGISTIC TANH": Support(None, (ask.inputs(1), ask.outputs(1), _ranks(), _typed(_QUANTISED))),
             "LEAKY_RELU": Support(None, (ask.inputs(1), _ranks(), _typed(_QUANTISED), _slope)),
