@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast
 
 import onnx_ir as ir
 
+from shufflectl.converters.collector import paused_collector
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.provenance import Provenance, Site, analyze
 from shufflectl.errors import GraphError, UsageError, nearest
@@ -242,7 +243,8 @@ def apply(name: str, graph: Graph, options: Options | None = None) -> tuple[Grap
             f"the graph's operator set {graph.opset} is too old to be rewritten",
             hint=f"convert it to operator set {OLDEST_OPSET} or later with onnx.version_converter",
         )
-    return entry.load()(graph, chosen)
+    with paused_collector():  # tens of thousands of small objects, and none of them garbage
+        return entry.load()(graph, chosen)
 
 
 def operators(nodes: list[ir.Node]) -> dict[str, int]:
