@@ -22,7 +22,7 @@ as there is room for up to a multiple of the width, those of the oldest branch f
 what is left of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,22 @@ from shufflectl.converters.rewrite.movement import is_movement
 from shufflectl.converters.rewrite.provenance import Channel, Provenance, label
 from shufflectl.converters.rewrite.roles import Carries, Mixes, role
 
-__all__ = ["carry"]
+__all__ = ["Carried", "carry"]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A graph in which branches carry old channels.
+
+    Attributes:
+        graph: The graph.
+        counts: For each branch that carries, by the tensor that it makes, how many channels.
+        stands_for: For each tensor that is now read in the place of one of the graph given, which that is.
+    """
+
+    graph: Graph
+    counts: Mapping[str, int]
+    stands_for: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class _Carrier:
         self.nodes = {label(n): n for n in graph.nodes}
         self.now: dict[Channel, Channel] = {}
         """Where a channel of the graph given is found by those who come next."""
+        self.stands_for: dict[str, str] = {}
         self.readers = self._readers()
 
     def _readers(self) -> dict[Channel, list[int]]:
@@ -178,6 +194,7 @@ class _Carrier:
             if channels != list(found.channels) and Graph.shape(self.editor.value(name))[2:] == area:
                 moved = self._assemble(channels, f"{name}.carried")
                 self.editor.record(moved, range(len(channels)), name)
+                self.stands_for[str(moved.name)] = name
                 node.replace_input_with(index, moved)
 
     def _widen(self, branch: _Branch, extra: list[Channel]) -> None:
@@ -191,6 +208,7 @@ class _Carrier:
         self.editor.after([given, carried])
         joined = self.editor.concat([given, carried], f"{branch.nodes[0]}.joined")
         self.editor.record(joined, [*range(size), *[-1] * count], str(given.name))
+        self.stands_for[str(joined.name)] = self.stands_for.get(str(given.name), str(given.name))
         first.replace_input_with(0, joined)
         for name in branch.nodes:
             node = self.editor.producer(name)
@@ -226,8 +244,8 @@ class _Carrier:
         if depthwise:
             node.attributes.add(ir.AttrInt64("group", rows + count))
 
-    def run(self) -> tuple[Graph, dict[str, int]]:
-        carried: dict[str, int] = {}
+    def run(self) -> Carried:
+        counts: dict[str, int] = {}
         for original in self.graph.nodes:
             if is_movement(original):
                 continue
@@ -238,19 +256,16 @@ class _Carrier:
             extra = self._chosen(branch) if branch is not None and branch.room else []
             if branch is not None and extra:
                 self._widen(branch, extra)
-                carried[branch.nodes[-1]] = len(extra)
-        return self.editor.finish(), carried
+                counts[branch.nodes[-1]] = len(extra)
+        return Carried(self.editor.finish(), counts, self.stands_for)
 
 
-def carry(graph: Graph, provenance: Provenance, width: int) -> tuple[Graph, dict[str, int]]:
+def carry(graph: Graph, provenance: Provenance, width: int) -> Carried:
     """Return the graph with old channels carried through branches that have room for them.
 
     Args:
         graph: The graph; it is not changed.
         provenance: What `analyze` returned for it.
         width: Branches have room up to a multiple of it.
-
-    Returns:
-        The graph, and for each branch that carries, by the tensor that it makes, how many channels.
     """
     return _Carrier(graph, provenance, width).run()

@@ -10,7 +10,7 @@ column):
 With tensors in pieces, a node that mixes becomes one node a piece, each with its rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite import commute
-from shufflectl.converters.rewrite.carry import carry
+from shufflectl.converters.rewrite.carry import Carried, carry
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size, take
 from shufflectl.converters.rewrite.lowering import (
     Options,
@@ -301,12 +301,22 @@ class _Writer:
 
 
 def _site_reports(
-    writer: _Writer, graph: Graph, after: Graph, name: str, why: str, rest: Sequence[SiteReport]
+    writer: _Writer,
+    graph: Graph,
+    sites: Sequence[Site],
+    stands_for: Mapping[str, str],
+    after: Graph,
+    name: str,
+    why: str,
+    rest: Sequence[SiteReport],
 ) -> tuple[SiteReport, ...]:
+    made_for: dict[str, list[str]] = {}
+    for tensor, labels in writer.made_for.items():
+        made_for.setdefault(stands_for.get(tensor, tensor), []).extend(labels)
     alive = {label(n): n for n in after.nodes}
     lowered = {site.name: site for site in rest if site.form != "kept"}
     found = []
-    for site in writer.plan.provenance.sites:
+    for site in sites:
         before = [n for n in graph.nodes if label(n) in site.nodes]
         left = [alive[n] for n in site.nodes if n in alive]
         refused = _refusals(writer.plan, site) if left else ()
@@ -321,7 +331,7 @@ def _site_reports(
             made = [
                 alive[n]
                 for tensor in (o.name for o in site.outputs)
-                for n in writer.made_for.get(tensor, [])
+                for n in made_for.get(tensor, [])
                 if n in alive
             ]
             form, reason = name, why
@@ -368,18 +378,21 @@ def relayout(graph: Graph, options: Options, *, name: str, why: str, split: bool
         split: Whether convolutions are split by the lives of their channels.
     """
     provenance = analyze(graph)
-    carried: dict[str, int] = {}
-    full = graph
-    if options.carry:
-        full, carried = carry(graph, provenance, options.carry)
-    plan = make_plan(full, analyze(full) if carried else provenance, options, split=split)
+    carried = carry(graph, provenance, options.carry) if options.carry else Carried(graph, {}, {})
+    plan = make_plan(
+        carried.graph, analyze(carried.graph) if carried.counts else provenance, options, split=split
+    )
     writer = _Writer(plan, options)
     folded = writer.write()
     left = any(site.shuffles for site in analyze(folded).sites)
     result, rest = commute.apply(folded, options) if left else (folded, None)
-    sites = _site_reports(writer, graph, result, name, why, rest.sites if rest is not None else ())
+    left_sites = rest.sites if rest is not None else ()
+    sites = _site_reports(writer, graph, provenance.sites, carried.stands_for, result, name, why, left_sites)
     notes = tuple(
         f"{shared!r} was shared by several nodes; each has its own copy now"
         for shared in writer.editor.shared
+    ) + tuple(
+        f"{tensor!r} carries {count} channels of older branches in its padding"
+        for tensor, count in carried.counts.items()
     )
     return result, report(name, graph, result, sites, provenance=provenance, notes=notes)

@@ -59,6 +59,7 @@ def options(draw: st.DrawFn, name: str) -> Options:
         align=draw(st.sampled_from([1, 1, 4, 8])),
         max_concat=draw(st.sampled_from([0, 2, 5])),
         merge=draw(st.sampled_from([0, 0, 3, 8])),
+        carry=draw(st.sampled_from([0, 4, 8, 16])),
     )
 
 

@@ -51,7 +51,7 @@ def dynamic():
 
 def test_shufflenet_has_no_transpose_but_its_shuffles(tiny):
     expected = {
-        "PAD": 6,
+        "PAD": 5,
         "CONV_2D": 12,
         "MAX_POOL_2D": 1,
         "DEPTHWISE_CONV_2D": 6,
