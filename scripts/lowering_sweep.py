@@ -308,6 +308,7 @@ def main() -> None:
     parser.add_argument("--page-only", action="store_true", help="write the pages from the cache")
     args = parser.parse_args()
     wanted = [name for name in zoo.names() if name.startswith(tuple(args.models))]
+    wanted.sort(key=lambda name: zoo.variant(name).parameters)  # the last one takes as long as all others
     stopped = False
     if not args.page_only:
         # A process each: what a model needs of memory is given back.
