@@ -59,8 +59,8 @@ def main() -> None:
         _publish(document, arguments)
         return
     sections = tuple(arguments.only or ("pairs", "runtimes"))
-    engines = tuple(ENGINES) if "runtimes" in sections else OURS
-    pythons = interpreters(arguments.env_dir, _environments(sections))
+    engines = tuple(name for name in ENGINES if name in (*OURS, *arguments.engines))
+    pythons = interpreters(arguments.env_dir, _environments(sections, engines))
     builder = Builder(arguments.work.expanduser().resolve(), pythons, arguments.forms)
     bench = Bench(builder, arguments)
     document = {
@@ -116,6 +116,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--models", type=names, default=MODELS, help="of the section pairs, with commas")
     parser.add_argument("--across", type=names, default=ACROSS, help="models of the other sections")
     parser.add_argument(
+        "--engines", type=names, default=tuple(ENGINES), help="other runtimes to compare with, with commas"
+    )
+    parser.add_argument(
         "--forms", type=names, default=FORMS, help="auto, or NAME[:ALIGN[:MERGE[:CONCAT]]]; with commas"
     )
     parser.add_argument(
@@ -133,14 +136,19 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--docs", action="store_true", help=f"write the tables into {DOCS.relative_to(ROOT)}")
     arguments = parser.parse_args()
+    unknown = set(arguments.engines) - set(ENGINES)
+    if unknown:
+        parser.error(f"no such runtime: {', '.join(sorted(unknown))}; there are {', '.join(ENGINES)}")
     arguments.forms = tuple(dict.fromkeys((AUTO, *arguments.forms, FLOOR)))
     return arguments
 
 
-def _environments(sections: Iterable[str]) -> list[str]:
+def _environments(sections: Iterable[str], engines: Iterable[str]) -> list[str]:
+    """Return the environments that sections need."""
+    others = [ENGINES[name].environment for name in engines]
     wanted = {
         "pairs": ["litert-torch"],
-        "runtimes": ["litert-torch", "runtimes", "executorch"],
+        "runtimes": ["litert-torch", *(name for name in others if name != OWN)],
         "profile": ["litert-torch"],
         "coreml": ["coremltools"],
     }

@@ -111,11 +111,11 @@ def _goal_lines(document: Record) -> list[str]:
             what = f"{ENGINES[engine].title}, `{model}`" + (
                 " (official with NHWC image)" if base == NHWC else ""
             )
-            lines.append(_row([what, _cell(estimate), f"{goal:.2f}", _met(estimate, goal)]))
+            lines.append(_row([what, _cell(estimate), f"{goal:.2f}", met(estimate, goal)]))
     return lines
 
 
-def _met(estimate: Estimate, goal: float) -> str:
+def met(estimate: Estimate, goal: float) -> str:
     """Say whether a goal is met: the whole interval must meet or miss it."""
     _, low, high = estimate
     return "yes" if high <= goal else "no" if low > goal else "undecided"
@@ -143,7 +143,7 @@ def runtimes_report(document: Record) -> str:
         estimate = _ratios(records, mine["litert"], best)
         if estimate is not None and model == "shufflenet_v2_x1_0":
             title = ENGINES[best.partition(": ")[0]].title
-            verdict = _met(estimate, _ACROSS_GOAL)
+            verdict = met(estimate, _ACROSS_GOAL)
             what = f"Our LiteRT file / the best of the others ({title})"
             lines += ["", f"{what}: {_cell(estimate)}; goal {_ACROSS_GOAL:.2f}, met: {verdict}."]
     return "\n".join(lines)
