@@ -7,14 +7,16 @@ One reader a format (`onnx_file`, `tflite_file`, `coreml_file`) turns the file i
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from shufflectl.converters.graph import Graph
 from shufflectl.converters.targets import TARGETS
 from shufflectl.deploy.inspect.costs import summarize_program
 from shufflectl.deploy.inspect.program import Program
 from shufflectl.deploy.inspect.summary import Finding, LargestRank, OperatorSummary, Summary, TensorSummary
 from shufflectl.errors import ArtifactError, nearest
+
+if TYPE_CHECKING:  # half a second, which a file that is no graph need not wait for
+    from shufflectl.converters.graph import Graph
 
 __all__ = [
     "Finding",
@@ -57,7 +59,7 @@ def summarize(path: Path) -> Summary:
     return summarize_program(program, path.name, size)
 
 
-def summarize_graph(graph: Graph, name: str) -> Summary:
+def summarize_graph(graph: "Graph", name: str) -> Summary:
     """Summarise a captured graph as `summarize` does a file.
 
     Args:

@@ -6,13 +6,12 @@ Shapes that the file does not state are inferred. A free batch (an input's first
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from shufflectl.converters.graph import Graph
 from shufflectl.deploy.files import info_from_text
 from shufflectl.deploy.inspect.program import (
     Contraction,
@@ -28,6 +27,9 @@ from shufflectl.deploy.inspect.program import (
     trained,
 )
 from shufflectl.deploy.onnx_weights import external_files, parse, stored_tensors
+
+if TYPE_CHECKING:
+    from shufflectl.converters.graph import Graph
 
 __all__ = ["read_graph", "read_onnx"]
 
@@ -124,7 +126,7 @@ def read_onnx(path: Path) -> tuple[Program, int]:
     return read_model(model, "onnx"), size
 
 
-def read_graph(graph: Graph) -> Program:
+def read_graph(graph: "Graph") -> Program:
     """Read a captured graph."""
     return read_model(graph.to_proto(), "graph")
 
