@@ -45,7 +45,18 @@ DOCS = ROOT / "docs" / "latency.md"
 SCHEMA = "shufflectl.latency/1"
 SECTIONS = tuple(REPORTS)
 ACROSS = ("shufflenet_v2_x1_0",)
-FORMS = (AUTO, "native", "fold", "fold-split", "fold-split:16:16", "two-stream", "commute")
+FORMS = (
+    AUTO,
+    "native",
+    "interleave",
+    "two-stream",
+    "commute",
+    "fold",
+    "fold-split:1",
+    "fold-split:16",
+    "fold-split:16:16",
+    "fold-split:16:16:16",
+)
 TOLERANCE = 1e-4
 """The largest difference of a logit, relative to the largest logit; the runtimes come within 1e-5."""
 
@@ -84,6 +95,8 @@ def main() -> None:
     if "runtimes" in sections:
         for model, engine in itertools.product(arguments.across, engines):
             bench.check(model, engine, builder.across(model, engine), document)
+    if not arguments.processes:
+        return
     if "pairs" in sections:
         document["pairs"] = []
         bench.pairs(arguments.models, document, lambda: _save(document, arguments))
@@ -119,12 +132,14 @@ def _parse() -> argparse.Namespace:
         "--engines", type=names, default=tuple(ENGINES), help="other runtimes to compare with, with commas"
     )
     parser.add_argument(
-        "--forms", type=names, default=FORMS, help="auto, or NAME[:ALIGN[:MERGE[:CONCAT]]]; with commas"
+        "--forms", type=names, default=FORMS, help="auto, or NAME[:ALIGN[:MERGE[:CARRY]]]; with commas"
     )
     parser.add_argument(
         "--threads", type=lambda t: tuple(map(int, t.split(","))), default=(1, 2), help="with commas"
     )
-    parser.add_argument("--processes", type=int, default=7, help="observations of each comparison")
+    parser.add_argument(
+        "--processes", type=int, default=7, help="observations of each comparison; 0 only builds and checks"
+    )
     parser.add_argument("--iterations", type=int, default=120, help="timed runs of a file in each process")
     parser.add_argument("--warmup", type=int, default=20, help="turns that are thrown away")
     parser.add_argument("--settle", type=int, default=1, help="untimed runs before each timed one")
@@ -187,12 +202,13 @@ class Bench:
         self._reply.unlink(missing_ok=True)
         python = self._builder.python(ENGINES[engine].environment)
         command = [python, str(PEERS / f"run_{engine}.py"), str(self._request), str(self._reply)]
+        load = os.getloadavg()[0]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             text = f"{done.stdout[-1000:]}{done.stderr[-3000:]}"
             raise SystemExit(f"{ENGINES[engine].title} failed on {model}:\n{text}")
         reply: Record = json.loads(self._reply.read_text(encoding="utf-8"))
-        return reply | {"seed": request["seed"]}
+        return reply | {"seed": request["seed"], "load": load}
 
     def check(self, model: str, engine: str, files: Mapping[str, Path], document: Record) -> None:
         """Compare every file's logits with torch's, the floor's excepted.
@@ -233,12 +249,13 @@ class Bench:
                     for engine in engines
                     for label, path in self._builder.across(model, engine).items()
                 ]
-                samples = {}
+                samples, load = {}, 0.0
                 for engine, label, path in self._order.sample(entrants, len(entrants)):
                     reply = self._run(model, engine, {label: path}, threads)
                     samples[f"{engine}: {label}"] = reply["samples_ns"][label]
+                    load = max(load, reply["load"])
                 document["runtimes"].append(
-                    {"model": model, "threads": threads, "round": number, "samples_ns": samples}
+                    {"model": model, "threads": threads, "round": number, "load": load, "samples_ns": samples}
                 )
             save()
             print(f"runtimes {number + 1}/{self._arguments.processes}", file=sys.stderr, flush=True)
@@ -264,6 +281,7 @@ def _record(reply: Record, model: str, threads: int, number: int) -> Record:
         "threads": threads,
         "process": number,
         "seed": reply["seed"],
+        "load": reply["load"],
         "samples_ns": reply["samples_ns"],
     }
 

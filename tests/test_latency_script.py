@@ -37,7 +37,13 @@ def document(ours: float) -> dict[str, Any]:
     versions = {
         "this": dict.fromkeys(("onnxruntime", "ai-edge-litert", "torch", "onnxsim", "shufflectl"), "1")
     }
-    record = {"model": "shufflenet_v2_x1_0", "engine": "onnxruntime", "threads": 1, "samples_ns": samples}
+    record = {
+        "model": "shufflenet_v2_x1_0",
+        "engine": "onnxruntime",
+        "threads": 1,
+        "samples_ns": samples,
+        "load": 1.0,
+    }
     return {
         "machine": "a machine",
         "versions": versions,

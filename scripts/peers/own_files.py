@@ -3,13 +3,15 @@
 Usage: own_files.py MODEL WEIGHTS FOLDER FORM...
 
 A form is ``auto`` (what `export` does by default), ``floor``, or a lowering's name and its options:
-``NAME[:ALIGN[:MERGE[:CONCAT]]]``. ``auto`` and ``NAME`` alone take the options that `export` would. FOLDER
-gets ``N.onnx`` and ``N.tflite`` for the N-th form, and ``report.json``: what each file is. A form whose file
-would be the same as an earlier one's has none, and that one's label.
+``NAME[:ALIGN[:MERGE[:CARRY]]]``, or by name, as in ``fold-split:align=16:carry=16``. A name alone takes the
+options that `export --shuffle` would; otherwise those that are not given are off, but for the width of
+concats, which is the target's. FOLDER gets ``N.onnx`` and ``N.tflite`` for the N-th form, and ``report.json``:
+what each file is. A form whose file would be the same as an earlier one's has none, and that one's label.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from network import network
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.rewrite.choose import Candidate, choose, lower
+from shufflectl.converters.rewrite.choose import choose, lower
 from shufflectl.converters.rewrite.lowering import Options, bytes_moved, operators
 from shufflectl.converters.targets import TARGETS, EmitOptions
 
 FORMATS = ("onnx", "tflite")
+POSITIONS = ("align", "merge", "carry")
 
 
 def main(model: str, weights: str, folder: str, *forms: str) -> None:
@@ -54,14 +57,22 @@ def _lowered(graph: Graph, target: str, form: str) -> tuple[Graph, str]:
     """Return the graph in a form, and what that is in words."""
     if form == "floor":
         return floor(graph), "every copy left out: a wrong result"
-    name, *numbers = form.split(":")
-    if numbers:
-        align, merge, concat = (*map(int, numbers), *[0] * (3 - len(numbers)))
-        candidate = Candidate(name, Options(align=align, merge=merge, max_concat=concat))
-    else:
-        candidate = choose(target, "fp32", shuffle=name).candidate
+    name, *given = form.split(":")
+    candidate = choose(target, "fp32", shuffle=name).candidate
+    if given:
+        limit = candidate.options.max_concat
+        candidate = replace(candidate, options=replace(Options(max_concat=limit), **_options(given)))
     lowered, report = lower(graph, candidate)
     return lowered, candidate.label if report.changed else "nothing to lower"
+
+
+def _options(given: list[str]) -> dict[str, int]:
+    """Return options by name; those without one stand in the order of `POSITIONS`."""
+    found = {}
+    for position, text in enumerate(given):
+        name, equals, number = text.rpartition("=")
+        found[name if equals else POSITIONS[position]] = int(number)
+    return found
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def _head(cells: Sequence[str], texts: int = 1) -> list[str]:
 
 def pairs_report(document: Record) -> str:
     """Return the section of comparisons within a runtime, as Markdown."""
-    lines = _preamble(document, OURS)
+    lines = _preamble(document, OURS, document["pairs"])
     lines += ["", *_goal_lines(document)]
     for (engine, threads), records in _grouped(document["pairs"], "engine", "threads").items():
         labels = list(dict.fromkeys(label for r in records for label in r["samples_ns"]))
@@ -123,7 +123,7 @@ def met(estimate: Estimate, goal: float) -> str:
 
 def runtimes_report(document: Record) -> str:
     """Return the section of comparisons across runtimes, as Markdown."""
-    lines = _preamble(document, tuple(document["settings"]))
+    lines = _preamble(document, tuple(document["settings"]), document["runtimes"])
     mine = {engine: f"{engine}: auto" for engine in OURS}
     for (model, threads), records in _grouped(document["runtimes"], "model", "threads").items():
         lines += ["", f"### `{model}`, {_count(threads, 'thread')}", ""]
@@ -151,7 +151,7 @@ def runtimes_report(document: Record) -> str:
 
 def profile_report(document: Record) -> str:
     """Return the section of profiles, as Markdown."""
-    lines = _preamble(document, OURS, protocol=False)
+    lines = _preamble(document, OURS)
     for (engine, model), records in _grouped(document["profile"], "engine", "model").items():
         lines += ["", f"### {ENGINES[engine].title}, `{model}`, one thread", ""]
         kinds: dict[str, float] = {}
@@ -190,7 +190,8 @@ REPORTS: dict[str, Callable[[Record], str]] = {
 }
 
 
-def _preamble(document: Record, engines: Iterable[str], *, protocol: bool = True) -> list[str]:
+def _preamble(document: Record, engines: Iterable[str], records: Sequence[Record] = ()) -> list[str]:
+    """Return where, with what and how the records were measured."""
     packages = [
         f"{package} {document['versions'][environment][package]}"
         for environment, package in dict.fromkeys(
@@ -207,13 +208,15 @@ def _preamble(document: Record, engines: Iterable[str], *, protocol: bool = True
         "",
         f"{', '.join(packages)}.",
     ]
-    if protocol:
+    if records:
         p = document["protocol"]
+        loads = [record["load"] for record in records]
         runs, turns = _count(p["iterations"], "timed run"), _count(p["warmup"], "turn")
         lines += [
             "",
             f"{_count(p['processes'], 'process')}, {runs} of a file in each after {turns} of warm-up;",
-            f"{_count(p['settle'], 'untimed run')} before each timed one.",
+            f"{_count(p['settle'], 'untimed run')} before each timed one. The machine's load average, these",
+            f"processes included: {np.median(loads):.1f} in the middle, {max(loads):.1f} at the most.",
         ]
     return lines
 
