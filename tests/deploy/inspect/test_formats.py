@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.tflite.grow import grow
 from shufflectl.deploy.inspect import Summary, summarize, summarize_graph
 from shufflectl.models.count import count
 from support.nets import ShuffleNetV2
@@ -24,9 +25,16 @@ def folded_parameters(module: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_multiply_adds_are_those_of_torch(
-    kind: str, artifacts: dict[str, Path], module: torch.nn.Module
+    kind: str, artifacts: dict[str, Path], module: torch.nn.Module, graph: Graph
 ) -> None:
-    assert count(module, 32).multiply_adds == summarize(artifacts[kind]).multiply_adds
+    expected = count(module, 32).multiply_adds
+    if kind.startswith("tflite"):
+        # One row and one column more in front of the pooling spare a copy: converters/tflite/grow.py.
+        grown = summarize_graph(grow(graph), "grown").multiply_adds
+        assert grown is not None
+        assert expected < grown < 1.12 * expected
+        expected = grown
+    assert expected == summarize(artifacts[kind]).multiply_adds
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,11 +87,13 @@ def test_the_guidelines_are_the_same_for_every_precision(target: str, artifacts:
     assert [f.figure for f in full.findings[:3]] == [f.figure for f in half.findings[:3]]
 
 
-def test_g1_to_g3_agree_across_formats(artifacts: dict[str, Path]) -> None:
-    figures = {
-        tuple(f.figure for f in summarize(artifacts[f"{target}-fp32"]).findings[:3]) for target in TARGETS
-    }
-    assert 1 == len(figures)
+def test_g1_to_g3_agree_across_formats(graph: Graph, artifacts: dict[str, Path]) -> None:
+    def figures(summary: Summary) -> list[float | None]:
+        return [finding.figure for finding in summary.findings[:3]]
+
+    assert figures(summarize_graph(graph, "")) == figures(summarize(artifacts["onnx-fp32"]))
+    assert figures(summarize_graph(graph, "")) == figures(summarize(artifacts["coreml-fp32"]))
+    assert figures(summarize_graph(grow(graph), "")) == figures(summarize(artifacts["tflite-fp32"]))
 
 
 def test_half_precision_halves_what_core_ml_moves(artifacts: dict[str, Path]) -> None:
