@@ -161,9 +161,13 @@ class _TFLite:
         padded = operator.inputs[0]
         pad = next(op for op in self.graph.operators if padded in op.outputs)
         assert self._code(pad) == schema.BuiltinOperator.PAD
-        top, left, bottom, right = values
+        held = self.graph.tensors[pad.inputs[1]]
+        data = np.asarray(self.model.buffers[held.buffer].data, np.uint8).tobytes()
+        paddings = np.frombuffer(data, np.int32).reshape(4, 2).copy()
+        # What lies at the end follows, so that shapes stay: the file may compute a row that nobody reads.
+        for axis, first in ((1, values[0]), (2, values[1])):
+            paddings[axis] = first, paddings[axis].sum() - first
         buffer = schema.BufferT()
-        paddings = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
         buffer.data = np.frombuffer(paddings.tobytes(), np.uint8)
         tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.type = b"mutated", [4, 2], schema.TensorType.INT32
