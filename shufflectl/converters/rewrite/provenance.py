@@ -307,10 +307,18 @@ class _Made:
 class _Execution:
     """One execution of all data-movement nodes, with one batch size."""
 
-    def __init__(self, graph: Graph, batch: int | None, unclean: set[str], cut: set[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        batch: int | None,
+        unclean: set[str],
+        cut: set[str],
+        refused: Mapping[str, str],
+    ) -> None:
         self.graph = graph
         self.batch = batch
         self.cut = cut
+        self.refused = refused
         self.unclean = unclean
         self.made: dict[str, _Made] = {}
         self.failed: dict[str, str] = {}
@@ -384,6 +392,9 @@ class _Execution:
             if not is_movement(node):
                 continue
             key = label(node)
+            if key in self.refused:
+                self.failed[key] = self.refused[key]
+                continue
             try:
                 values = data_inputs(node)
                 self.reads[key] = [str(v.name) for v in values]
@@ -459,11 +470,16 @@ def _execute(graph: Graph) -> _Execution:
         v.shape is not None and len(v.shape) > 0 and not isinstance(v.shape[0], int) for v in graph.inputs
     )
     if not symbolic:
-        return _Execution(graph, None, set(), set())
+        return _Execution(graph, None, set(), set(), {})
     unclean: set[str] = set()
     cut: set[str] = set()
+    refused: dict[str, str] = {}
     while True:
-        small, large = (_Execution(graph, batch, unclean, cut) for batch in (2, 3))
+        small, large = (_Execution(graph, batch, unclean, cut, refused) for batch in (2, 3))
+        failed = large.failed | small.failed
+        if small.failed.keys() != large.failed.keys():  # it fits one batch, as where that is baked in
+            refused |= failed
+            continue
         # Reasons name elements, which two batch sizes count differently: only maps must agree.
         differ = {
             name
@@ -472,7 +488,7 @@ def _execute(graph: Graph) -> _Execution:
         } - unclean
         varies = {node for node in small.clamps if small.clamps[node] != large.clamps.get(node)} - cut
         if not differ and not varies:
-            small.failed = large.failed | small.failed
+            small.failed = failed
             return small
         unclean |= differ
         cut |= varies
