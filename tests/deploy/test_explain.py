@@ -425,3 +425,23 @@ def test_both_exporters_of_a_module_give_the_same_sites(folder: Path) -> None:
     first, second = ([(s.site.description, s.size, s.bytes_moved) for s in found.sites] for found in told_of)
     assert len(first) == 5
     assert [(d, s) for d, s, _ in first] == [(d, s) for d, s, _ in second]
+
+
+class TestCommandLine:
+    def test_json_of_a_file(self, run_cli: Any, torchscript: Path) -> None:
+        done = run_cli("explain", torchscript, "--target", "tflite", "--json")
+        assert 0 == done.status, done.stderr
+        assert "shufflectl.explain/1" == done.document["schema"]
+        assert 16 == len(done.document["sites"])
+        assert ["tflite"] == [made["target"] for made in done.document["targets"]]
+
+    def test_a_damaged_file_is_exit_code_3(self, run_cli: Any, tmp_path: Path) -> None:
+        (tmp_path / "bad.onnx").write_bytes(b"\x08\x0a\xff\xff")
+        done = run_cli("explain", tmp_path / "bad.onnx")
+        assert 3 == done.status
+        assert "Traceback" not in done.stderr
+
+    def test_an_unknown_form_is_exit_code_2(self, run_cli: Any) -> None:
+        done = run_cli("explain", "shufflenet_v2_x0_5", "--shuffle", "folds")
+        assert 2 == done.status
+        assert "did you mean 'fold'?" in done.stderr
