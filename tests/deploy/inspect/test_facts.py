@@ -23,6 +23,13 @@ from shufflectl.errors import UnavailableError
 from support.nets import tiny_graph
 from support.tflite import INFO, emit_bytes, graph_of
 
+SOUND = emit_bytes(
+    graph_of(
+        "a = Conv<group=2>(x, w) b = Softmax<axis=1>(a) y = Concat<axis=1>(a, b)",
+        {"w": np.ones((8, 4, 1, 1), np.float32)},
+    )
+)
+
 
 def tflite(path: Path, form: str = "native", precision: str = "fp32") -> Path:
     graph, _ = apply(form, tiny_graph().clone())
@@ -149,6 +156,25 @@ def test_a_file_that_the_runtime_refuses_is_not_measured(tmp_path: Path) -> None
     assert found.layout is None
     assert "not measured" in found.unknown
     assert "Thing" in found.unknown
+
+
+SPOILT = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+@given(SPOILT)
+@settings(max_examples=80, deadline=None)
+def test_the_rules_survive_spoilt_files(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
+) -> None:
+    data = bytearray(SOUND)
+    for where, byte in changes:
+        data[int(where * (len(data) - 1))] = byte
+    path = tmp_path_factory.mktemp("spoilt") / "a.tflite"
+    path.write_bytes(data)
+    found = read_facts(path, measured=False)
+    assert found.unknown
+    for report in found.delegates:
+        assert report.operators == report.delegated + len(report.fallback)
 
 
 @pytest.fixture(scope="session")
