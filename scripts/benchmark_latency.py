@@ -31,6 +31,7 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,54 +67,66 @@ Record = dict[str, Any]
 def main() -> None:
     arguments = _parse()
     if arguments.report:
-        document = json.loads(arguments.report.read_text(encoding="utf-8"))
-        _publish(document, arguments)
+        _publish(json.loads(arguments.report.read_text(encoding="utf-8")), arguments)
         return
     sections = tuple(arguments.only or ("pairs", "runtimes"))
     engines = tuple(name for name in ENGINES if name in (*OURS, *arguments.engines))
     pythons = interpreters(arguments.env_dir, _environments(sections, engines))
     builder = Builder(arguments.work.expanduser().resolve(), pythons, arguments.forms)
-    bench = Bench(builder, arguments)
-    document = {
+    protocol = ("processes", "iterations", "warmup", "settle", "seed", "threads", "forms", "models", "across")
+    document: Record = {
         "schema": SCHEMA,
         "machine": _machine(),
         "versions": _versions(pythons),
-        "protocol": {
-            name: getattr(arguments, name)
-            for name in ("processes", "iterations", "warmup", "settle", "seed", "threads")
-        },
+        "protocol": {name: getattr(arguments, name) for name in protocol},
         "settings": {},
-        "forms": list(arguments.forms),
-        "models": list(arguments.models),
-        "across": list(arguments.across),
     }
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(builder, arguments, Path(scratch))
+        measured = _measure(sections, engines, builder, bench, arguments, document)
+    if measured:
+        _publish(document, arguments)
+
+
+def _measure(
+    sections: Sequence[str],
+    engines: Sequence[str],
+    builder: Builder,
+    bench: "Bench",
+    arguments: argparse.Namespace,
+    document: Record,
+) -> bool:
+    """Fill the document section by section; return whether there is something to show.
+
+    Everything is built and checked before anything is timed, and samples are saved after every round.
+    """
+
+    def save() -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(document) + "\n", encoding="utf-8")
+
     if "pairs" in sections:
         document["files"] = {model: builder.own(model) for model in arguments.models}
-        for model in arguments.models:
-            for engine in OURS:
-                bench.check(model, engine, builder.contestants(model, engine), document)
+        for model, engine in itertools.product(arguments.models, OURS):
+            bench.check(model, engine, builder.contestants(model, engine), document)
     if "runtimes" in sections:
         for model, engine in itertools.product(arguments.across, engines):
             bench.check(model, engine, builder.across(model, engine), document)
     if not arguments.processes:
-        return
+        return False
     if "pairs" in sections:
         document["pairs"] = []
-        bench.pairs(arguments.models, document, lambda: _save(document, arguments))
+        bench.pairs(arguments.models, document, save)
     if "runtimes" in sections:
         document["runtimes"] = []
-        bench.across(arguments.across, engines, document, lambda: _save(document, arguments))
+        bench.across(arguments.across, engines, document, save)
     if "profile" in sections:
-        document["profile"] = [
-            profile
-            for model in arguments.across
-            for engine in OURS
-            for profile in bench.profile(model, engine)
-        ]
+        jobs = itertools.product(arguments.across, OURS)
+        document["profile"] = [profile for job in jobs for profile in bench.profile(*job)]
     if "coreml" in sections:
         document["coreml"] = {model: builder.coreml(model) for model in arguments.across}
-    _save(document, arguments)
-    _publish(document, arguments)
+    save()
+    return True
 
 
 def _parse() -> argparse.Namespace:
@@ -176,14 +189,15 @@ class Bench:
     Args:
         builder: Where their files come from.
         arguments: The command line.
+        scratch: A folder for what passes between processes.
     """
 
-    def __init__(self, builder: Builder, arguments: argparse.Namespace) -> None:
+    def __init__(self, builder: Builder, arguments: argparse.Namespace, scratch: Path) -> None:
         self._builder = builder
         self._arguments = arguments
         self._order = random.Random(arguments.seed)  # noqa: S311 - the order of contestants is no secret
-        self._request = builder.scratch("request.json")
-        self._reply = builder.scratch("reply.json")
+        self._request = scratch / "request.json"
+        self._reply = scratch / "reply.json"
 
     def _run(
         self, model: str, engine: str, files: Mapping[str, Path], threads: int, *, timed: bool = True
@@ -191,7 +205,7 @@ class Bench:
         chosen = self._arguments
         request = {
             "files": {label: str(path) for label, path in files.items()},
-            "input": str(self._builder.image(model)),
+            "reference": str(self._builder.reference(model)),
             "threads": threads,
             "seed": self._order.getrandbits(32),
             "warmup": chosen.warmup if timed else 0,
@@ -216,12 +230,13 @@ class Bench:
         Raises:
             SystemExit: A file computes something else.
         """
-        _, wanted = self._builder.reference(model)
+        with np.load(self._builder.reference(model)) as arrays:
+            wanted = arrays["logits"].ravel()
         for threads in self._arguments.threads:
             reply = self._run(model, engine, files, threads, timed=False)
             document["settings"][engine] = reply["settings"]
             for label, logits in reply["logits"].items():
-                error = float(np.abs(np.asarray(logits) - wanted.ravel()).max() / np.abs(wanted).max())
+                error = float(np.abs(np.asarray(logits) - wanted).max() / np.abs(wanted).max())
                 if not error <= TOLERANCE and label != FLOOR:
                     title = ENGINES[engine].title
                     raise SystemExit(f"{model}, {label}, {title}: a logit is off by {error:.1e}: not timed")
@@ -263,13 +278,13 @@ class Bench:
     def profile(self, model: str, engine: str) -> list[Record]:
         """Return the time of each kind of operator in the official file, ours and the floor, one thread."""
         files = self._builder.contestants(model, engine)
-        image = str(self._builder.image(model))
+        reference = str(self._builder.reference(model))
         found = []
         for label in (OFFICIAL, AUTO, FLOOR):
             if label not in files:
                 continue
             program = str(PEERS / f"profile_{engine}.py")
-            command = [self._builder.python(OWN), program, str(files[label]), image]
+            command = [self._builder.python(OWN), program, str(files[label]), reference]
             text = call(command, f"profile of {label}, {model}, {ENGINES[engine].title}")
             found.append({"model": model, "engine": engine, "label": label, "operators": json.loads(text)})
         return found
@@ -317,11 +332,6 @@ def _versions(pythons: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     for engine in ENGINES.values():
         packages[engine.environment] += engine.packages
     return versions(pythons, {name: packages[name] for name in pythons})
-
-
-def _save(document: Record, arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 def _publish(document: Record, arguments: argparse.Namespace) -> None:

@@ -47,8 +47,13 @@ def document(ours: float) -> dict[str, Any]:
     return {
         "machine": "a machine",
         "versions": versions,
-        "protocol": {"processes": 3, "iterations": 3, "warmup": 1, "settle": 1},
-        "forms": ["auto", "native"],
+        "protocol": {
+            "processes": 3,
+            "iterations": 3,
+            "warmup": 1,
+            "settle": 1,
+            "forms": ["auto", "native"],
+        },
         "files": {
             "shufflenet_v2_x1_0": {
                 target: {"auto": file, "native": {"file": "", "same_as": "auto", "what": "native"}}

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from peers.engines import AGAIN, AUTO, ENGINES, NHWC, OFFICIAL
 from peers.environments import OWN, PEERS, requirements
 
@@ -33,27 +31,13 @@ class Builder:
         self._models = _digest(sorted((ROOT / "shufflectl" / "models").rglob("*.py")))
         self._converters = _digest(sorted((ROOT / "shufflectl").rglob("*.py")))
 
-    def scratch(self, name: str) -> Path:
-        """Return the path of a file that passes between processes."""
-        self._work.mkdir(parents=True, exist_ok=True)
-        return self._work / name
-
     def python(self, environment: str) -> str:
         """Return an environment's interpreter."""
         return str(self._pythons[environment])
 
-    def reference(self, model: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the image and the logits that torch computes for it."""
-        file = self._make(model, "reference.npz", "reference.py")
-        with np.load(file) as arrays:
-            return arrays["image"], arrays["logits"]
-
-    def image(self, model: str) -> Path:
-        """Return the image as a file of its own."""
-        path = self._work / model / "image.npy"
-        image, _ = self.reference(model)
-        np.save(path, image)
-        return path
+    def reference(self, model: str) -> Path:
+        """Return an archive of the image and the logits that torch computes for it."""
+        return self._make(model, "reference.npz", "reference.py")
 
     def official(self, model: str, engine: str) -> Path:
         """Return the official file of a runtime."""

@@ -5,8 +5,10 @@ Usage: own_files.py MODEL WEIGHTS FOLDER FORM...
 A form is ``auto`` (what `export` does by default), ``floor``, or a lowering's name and its options:
 ``NAME[:ALIGN[:MERGE[:CARRY]]]``, or by name, as in ``fold-split:align=16:carry=16``. A name alone takes the
 options that `export --shuffle` would; otherwise those that are not given are off, but for the width of
-concats, which is the target's. FOLDER gets ``N.onnx`` and ``N.tflite`` for the N-th form, and ``report.json``:
-what each file is. A form whose file would be the same as an earlier one's has none, and that one's label.
+concats, which is the target's.
+
+FOLDER gets ``N.onnx`` and ``N.tflite`` for the N-th form, and ``report.json``: what each file is. A form
+whose file would be the same as an earlier one's has none, and that one's label.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Where LiteRT spends its time in a file, by kind of operator, one thread.
 
-Usage: profile_litert.py FILE.tflite IMAGE.npy
+Usage: profile_litert.py FILE.tflite REFERENCE.npz
 
 Prints JSON: for each kind the number of operators, and microseconds in one inference (each operator's median
 over the runs). XNNPACK's operators have its names for them: a 1x1 convolution is a fully connected one. The
@@ -121,10 +121,10 @@ class _Compiled:
         )
 
 
-def main(path: str, image: str) -> None:
+def main(path: str, reference: str) -> None:
     library = _Library()
     compiled = _Compiled(library, path)
-    array: NDArray[np.float32] = np.load(image)
+    array: NDArray[np.float32] = np.load(reference)["image"]
     if array.shape != compiled.shape:
         array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
     compiled.feed(array)

@@ -1,6 +1,6 @@
 """Where ONNX Runtime spends its time in a file, by kind of operator, one thread.
 
-Usage: profile_onnxruntime.py FILE.onnx IMAGE.npy
+Usage: profile_onnxruntime.py FILE.onnx REFERENCE.npz
 
 Prints JSON: for each kind the number of operators in the optimised graph, and microseconds in one inference
 (each operator's median over the runs). The profiler itself takes time, so the sum is more than a run without.
@@ -18,13 +18,13 @@ from run_onnxruntime import options
 WARMUP, RUNS = 20, 100
 
 
-def main(path: str, image: str) -> None:
+def main(path: str, reference: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = options(1)
         chosen.enable_profiling = True
         chosen.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(path, chosen, providers=["CPUExecutionProvider"])
-        feed = {session.get_inputs()[0].name: np.load(image)}
+        feed = {session.get_inputs()[0].name: np.load(reference)["image"]}
         for _ in range(WARMUP + RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

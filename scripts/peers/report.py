@@ -72,7 +72,7 @@ def pairs_report(document: Record) -> str:
     lines += ["", *_goal_lines(document)]
     for (engine, threads), records in _grouped(document["pairs"], "engine", "threads").items():
         labels = list(dict.fromkeys(label for r in records for label in r["samples_ns"]))
-        order = (AGAIN, NHWC, *document["forms"])
+        order = (AGAIN, NHWC, *document["protocol"]["forms"])
         columns = [label for label in order if label in labels]
         lines += ["", f"### {ENGINES[engine].title}, {_count(threads, 'thread')}", ""]
         lines += _head(["model", "official, ms", *columns])

@@ -51,7 +51,7 @@ def main(runtime: Runtime) -> None:
     """Do what the request says."""
     request, reply = Path(sys.argv[1]), Path(sys.argv[2])
     wanted = json.loads(request.read_text(encoding="utf-8"))
-    image = np.load(wanted["input"])
+    image = np.load(wanted["reference"])["image"]
     order = random.Random(wanted["seed"])  # noqa: S311 - the order of runs is no secret
     files: dict[str, str] = wanted["files"]
     sessions = {
