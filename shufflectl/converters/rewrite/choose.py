@@ -150,10 +150,8 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
             return row
         if not LOWERINGS[row.candidate.form].folds:
             return replace(row, why=row.why + _NOT_PADDED)
-        options = replace(
-            row.candidate.options, align=align, merge=align if row.candidate.options.merge else 0
-        )
-        return Choice(replace(row.candidate, options=options), "the alignment was asked for", "", row.phone)
+        chosen = replace(row.candidate, options=_aligned(row.candidate.options, align))
+        return Choice(chosen, "the alignment was asked for", "", row.phone)
     if shuffle not in LOWERINGS:
         raise UsageError(
             f"there is no shuffle form named {shuffle!r}", hint=nearest(shuffle, (AUTO, *LOWERINGS))

@@ -1,0 +1,99 @@
+"""The form that each target gets: every row has its evidence, and what was asked for is what is taken."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from converters.rewrite.nets import captured, difference
+from shufflectl.converters.rewrite.choose import NATIVE, Candidate, candidates, choose, lower, parse_align
+from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
+from shufflectl.converters.targets import PRECISIONS, TARGETS
+from shufflectl.errors import UsageError
+from support.graphs import graph_from_text
+from support.nets import ShuffleNetV2
+
+ROOT = Path(__file__).resolve().parents[3]
+PAIRS = [(target, precision) for target in TARGETS for precision in PRECISIONS]
+
+
+@pytest.mark.parametrize(("target", "precision"), PAIRS)
+def test_every_target_has_a_form_with_its_evidence(target: str, precision: str) -> None:
+    choice = choose(target, precision)
+    assert choice.why
+    page = re.match(r"docs/[\w-]+\.md", choice.source)
+    assert choice.source
+    assert page is None or (ROOT / page.group()).is_file()
+    assert choice.candidate == candidates(target, precision)[0]
+
+
+@pytest.mark.parametrize(("target", "precision"), PAIRS)
+def test_candidates_are_every_form_once(target: str, precision: str) -> None:
+    found = candidates(target, precision)
+    assert len(found) == len(set(found))
+    assert len({candidate.label for candidate in found}) == len(found)
+    assert set(LOWERINGS) == {candidate.form for candidate in found}
+
+
+def test_tflite_concats_have_no_more_inputs_than_xnnpack_takes() -> None:
+    assert {5} == {c.options.max_concat for c in candidates("tflite", "fp32") if LOWERINGS[c.form].folds}
+
+
+def test_core_ml_keeps_the_spelling_that_coremltools_looks_for() -> None:
+    assert NATIVE == choose("coreml", "fp16").candidate
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_alignment_goes_to_forms_that_pad(target: str) -> None:
+    choice = choose(target, "fp32", align=8)
+    folds = LOWERINGS[choice.candidate.form].folds
+    assert (8 if folds else 1) == choice.candidate.options.align
+    assert folds or "does not pad" in choice.why
+
+
+def test_what_fills_padding_follows_the_alignment() -> None:
+    assert Options(align=8, merge=8, carry=8) == choose("onnx", "fp32", align=8).candidate.options
+    assert Options() == choose("onnx", "fp32", align=1).candidate.options
+    named = choose("onnx", "fp32", shuffle="fold-split", align=8)
+    assert Options(align=8, merge=8, carry=8) == named.candidate.options
+
+
+def test_an_unknown_form_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="'fold_split'") as caught:
+        choose("onnx", "fp32", shuffle="fold_split")
+    assert "fold-split" in caught.value.hint
+
+
+def test_a_form_that_does_not_pad_says_which_do() -> None:
+    with pytest.raises(UsageError, match="'gather' does not pad") as caught:
+        choose("tflite", "fp32", shuffle="gather", align=8)
+    assert "fold" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["0", "-4", "257", "1.5", "", "²", "eight"])
+def test_an_alignment_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="padded to a multiple of"):
+        parse_align(text)
+
+
+def test_alignments() -> None:
+    assert parse_align("auto") is None
+    assert 16 == parse_align("16")
+
+
+def test_a_graph_with_no_shuffle_stays_as_it_is() -> None:
+    graph = graph_from_text("g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu (x) }")
+    after, report = lower(graph, choose("onnx", "fp32").candidate)
+    assert not report.changed
+    assert [n.op_type for n in graph.nodes] == [n.op_type for n in after.nodes]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_choice_computes_the_same(target: str) -> None:
+    graph = captured(ShuffleNetV2((3, 5), (8, 16, 24, 16), 10), size=64)
+    after, _ = lower(graph, choose(target, "fp32").candidate)
+    assert difference(graph, after) < 1e-5
+
+
+def test_a_label_tells_candidates_apart() -> None:
+    assert "fold-split, align 16, merge 16, carry 16" == Candidate("fold-split", Options(16, 0, 16, 16)).label
