@@ -22,7 +22,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from peers.engines import ENGINES, OFFICIAL, OURS
+from peers.report import bootstrap
 
 from shufflectl.converters.rewrite.choose import candidates
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
@@ -36,8 +40,10 @@ EXAMPLE = "shufflenet_v2_x1_0"
 COLUMNS = (("Concat",), ("Slice", "Split"), ("Transpose",), ("Gather",), ("Conv",))
 LAYOUTS = ("nchw", "nhwc")
 IMAGES = 2
-RUNTIMES = (("onnxruntime", "ONNX Runtime"), ("litert", "LiteRT"))
-"""The runtimes of the latency columns: as the rows of latencies call them, and as the page does."""
+RUNTIMES = tuple((engine, ENGINES[engine].title) for engine in OURS)
+"""The runtimes of the latency columns, and what the page calls them."""
+UNCHANGED = "nothing to lower"
+"""What scripts/peers/own_files.py calls a form that leaves the graph as it was."""
 
 Row = dict[str, Any]
 
@@ -175,11 +181,32 @@ def _file(graph: Any, info: Any, target: Any, layout: Any, inputs: Any, outputs:
 # The pages.
 
 
-def _latencies(path: Path) -> dict[tuple[str, str, str], Row]:
-    """Return the measured ratios at one thread, by model, form and runtime."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return {(r["model"], r["form"], r["runtime"]): r for r in rows if r.get("threads", 1) == 1}
+def _latencies(path: Path) -> dict[tuple[str, str, str], tuple[float, float, float]]:
+    """Return ratios to the official export at one thread with their intervals, by model, form and runtime.
+
+    Args:
+        path: What ``scripts/benchmark_latency.py --json`` wrote; it need not exist.
+    """
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[tuple[str, str, str], tuple[float, float, float]] = {}
+    for (engine, model), ratios in _ratios(r for r in document.get("pairs", ()) if r["threads"] == 1).items():
+        for form, file in document["files"][model][ENGINES[engine].ours].items():
+            measured = ratios.get(file["same_as"] or form)
+            if measured:
+                title = "native" if file["what"] == UNCHANGED else file["what"]
+                found[model, title, engine] = bootstrap(measured)
+    return found
+
+
+def _ratios(records: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Return each process's ratio of medians to the official export, by runtime and model, then by file."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for record in records:
+        medians = {label: median(samples) for label, samples in record["samples_ns"].items()}
+        ratios = found.setdefault((record["engine"], record["model"]), {})
+        for label, value in medians.items():
+            ratios.setdefault(label, []).append(value / medians[OFFICIAL])
+    return found
 
 
 def _verdicts(cache: Cache, row: Row, digests: dict[str, str]) -> list[Row]:
@@ -192,7 +219,9 @@ def _verdicts(cache: Cache, row: Row, digests: dict[str, str]) -> list[Row]:
     return results
 
 
-def page(cache: Cache, latencies: dict[tuple[str, str, str], Row], digests: dict[str, str]) -> str:
+def page(
+    cache: Cache, latencies: dict[tuple[str, str, str], tuple[float, float, float]], digests: dict[str, str]
+) -> str:
     """Return the page of all models."""
     titles = [candidate.label for candidate in forms(digests)]
     names = " | ".join(name for _, name in RUNTIMES)
@@ -205,9 +234,9 @@ def page(cache: Cache, latencies: dict[tuple[str, str, str], Row], digests: dict
         "",
         "Operators and MB are those of the graph; MB are what its data movement reads and writes for one",
         "image, *x native* is the ratio of that to the form that torch wrote, and *rank* the largest in any",
-        "TFLite file. Forms that come to the same graph share a line. The columns of latency are ratios of",
-        "medians to `native` in the same runtime, at one thread, with 95 % confidence intervals, where they",
-        "were measured.",
+        "TFLite file. Forms that come to the same graph share a line. The columns of latency are ratios to",
+        "the official export in the same runtime, at one thread, with 95 % confidence intervals, where",
+        "[they were measured](latency.md).",
         "",
         f"| model | form | operators | MB moved | x native | rank | {names} | files that pass | SQNR dB |",
         "|---|---|---:|---:|---:|---:|" + "---:|" * (len(RUNTIMES) + 2),
@@ -247,7 +276,7 @@ def page(cache: Cache, latencies: dict[tuple[str, str, str], Row], digests: dict
                 f"{row['bytes'] / 1e6:.2f}",
                 f"{row['bytes'] / base:.2f}" if base else "",
                 str(max(ranks, default="")),
-                *(f"{m[0]['ratio']:.3f} ({m[0]['low']:.3f}-{m[0]['high']:.3f})" if m else "" for m in found),
+                *("{:.3f} ({:.3f}-{:.3f})".format(*m[0]) if m else "" for m in found),
                 f"{len(good)} of {len(verdicts)}",
                 f"{min((v['sqnr'] for v in verdicts if 'sqnr' in v), default=0):.0f}",
             ]
@@ -304,7 +333,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "lowering-sweep.jsonl")
-    parser.add_argument("--latency", type=Path, default=ROOT / "build" / "latency.jsonl")
+    parser.add_argument("--latency", type=Path, default=ROOT / "build" / "latency.json")
     parser.add_argument("--page-only", action="store_true", help="write the pages from the cache")
     args = parser.parse_args()
     wanted = [name for name in zoo.names() if name.startswith(tuple(args.models))]
