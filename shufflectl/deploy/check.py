@@ -9,9 +9,10 @@ from typing import Any
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.targets import TARGETS
-from shufflectl.converters.trace import NHWC
+from shufflectl.converters.trace import NHWC, TensorView
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
+from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.images import gather
 from shufflectl.deploy.inspect import Summary, summarize
 from shufflectl.deploy.manifest import MANIFEST, Manifest
@@ -183,14 +184,29 @@ def _file_as_reference(artifacts: Sequence[Artifact]) -> Artifact:
 
 
 def _graph_of(artifact: Artifact) -> Graph | None:
-    """Return the graph of an ONNX file, for the comparison layer by layer; None for other formats."""
+    """Return the graph of an ONNX file, for the comparison layer by layer; None for other formats.
+
+    Other files speak of the captured graph's tensors, so what this file's trace does not call one of those,
+    in the captured order and layout, gets a name that they do not know. None where an input is in another
+    layout: the comparison hands out images as the captured graph takes them.
+    """
     if artifact.target != "onnx":
         return None
     import onnx
     import onnx_ir as ir
 
     proto = onnx.shape_inference.infer_shapes(onnx.load(artifact.path), data_prop=True)
-    return Graph(ir.from_proto(proto))
+    _, trace = own_metadata({p.key: p.value for p in proto.metadata_props}, artifact.path)
+    graph = Graph(ir.from_proto(proto))
+    if not trace:
+        return graph
+    captured = {name for name, view in trace.items() if view == TensorView(name)}
+    if not captured.issuperset(str(value.name) for value in (*graph.inputs, *graph.outputs)):
+        return None
+    for value in (out for node in graph.nodes for out in node.outputs):
+        if value.name and value.name not in captured:
+            value.name = f"{value.name}::rewritten"
+    return graph
 
 
 def _input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | str]:

@@ -1,12 +1,14 @@
 """Which files are checked together, and what is said of those that cannot be."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shufflectl.converters.capture import capture
 from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.targets import TARGETS, EmitOptions
+from shufflectl.converters.rewrite.lowering import Options, apply
+from shufflectl.converters.targets import TARGETS, EmitOptions, Layout
 from shufflectl.deploy.check import check
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.errors import ArtifactError, DataError
@@ -81,3 +83,22 @@ def test_other_files_are_refused_with_what_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an exported file") as caught:
         check([text])
     assert ".onnx" in caught.value.hint
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_rewritten_file_serves_as_the_reference(layout: Layout, tmp_path: Path) -> None:
+    graph, info = capture(tiny_v2(), (example(32),), name="tiny"), ModelInfo("tiny", "best.pt", "00")
+    first, second = tmp_path / "first.onnx", tmp_path / "second.tflite"
+    split, _ = apply("fold-split", graph, Options(align=8))
+    folded, _ = apply("fold", graph, Options(align=4))
+    TARGETS["onnx"].emit(split, replace(info, precision="fp32"), EmitOptions(layout=layout), first)
+    TARGETS["tflite"].emit(folded, replace(info, precision="fp16"), EmitOptions("fp16"), second)
+    result = check([first, second], parity=FEW)
+    assert result.passed
+    (verification,) = result.verifications
+    examination = next(r.examination for r in verification.results if r.artifact.path == second)
+    assert (examination is None) == (layout == "nhwc")
+    if examination is not None:
+        # What both files hold as the captured graph has it: one is padded or permuted nearly everywhere.
+        assert {"conv1.2", "maxpool", "logits"} <= {layer.tensor for layer in examination.layers}
+        assert [] == [layer.problem for layer in examination.layers if layer.problem]
