@@ -1,6 +1,7 @@
 """The command line: it parses, calls the library and prints. No logic, and no heavy import at start-up."""
 
 import atexit
+import contextlib
 import errno
 import gc
 import io
@@ -486,10 +487,23 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _leave_quickly() -> None:
+    """Spare the last collection over torch's objects: it would take seconds, and free nothing.
+
+    nanobind reports what is then left over as leaks, on standard error: by now there is nothing else to say.
+    """
+    gc.freeze()
+    if "onnxsim" in sys.modules:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+
+
 def main(run: Callable[[], Any] = app) -> None:
     """Run the program. The one place where an error becomes an exit code."""
     _prepare_streams()
-    atexit.register(gc.freeze)  # a last collection over torch's objects would take seconds, and free nothing
+    atexit.register(_leave_quickly)
     try:
         run()
     except ShufflectlError as error:

@@ -128,6 +128,26 @@ def test_the_files_work_with_a_dynamic_batch(run_cli: Any, tmp_path: Path) -> No
     assert 3 == len(run.document["artifacts"])
 
 
+def test_the_form_of_the_shuffles_is_the_users_and_in_the_manifest(run_cli: Any, tmp_path: Path) -> None:
+    out = tmp_path / "dist"
+    run = run_cli(
+        *("export", "shufflenet_v2_x0_5", "--weights", "digits", "--target", "onnx,tflite"),
+        *("--shuffle", "fold", "--align", "8", "--images", "4", "--out", out, "--json"),
+    )
+    assert 0 == run.status, run.stderr
+    for row in run.document["artifacts"]:
+        assert ("fold", 8) == (row["shuffle"]["form"], row["shuffle"]["align"])
+    records = [row["options"] for model in manifest(out)["models"] for row in model["artifacts"]]
+    assert [("fold", 8)] * 2 == [(options["shuffle"], options["align"]) for options in records]
+
+
+def test_by_default_each_target_gets_its_own_form(digits_dist: Path) -> None:
+    records = [row for model in manifest(digits_dist)["models"] for row in model["artifacts"]]
+    forms = {row["target"]: row["options"]["shuffle"] for row in records}
+    assert {"onnx": "fold-split", "coreml": "native", "tflite": "fold"} == forms
+    assert {4} == {row["largest_rank"] for row in records if row["target"] == "tflite"}
+
+
 def test_limits_that_cannot_be_met_fail_and_publish_nothing(run_cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "dist"
     run = run_cli(

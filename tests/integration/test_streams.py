@@ -33,3 +33,13 @@ def test_a_full_standard_output_is_one_sentence() -> None:
     assert 3 == done.returncode
     assert "error: the output cannot be written: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_said_after_the_end(run_cli: Any, tmp_path: Any) -> None:
+    """A library of ONNX reports what it takes for leaks when the interpreter ends in a hurry."""
+    run = run_cli(
+        *("export", "shufflenet_v2_x0_5", "--weights", "digits", "--target", "onnx", "--images", "2"),
+        *("--out", tmp_path / "dist"),
+    )
+    assert 0 == run.status
+    assert "nanobind" not in run.stderr
