@@ -342,8 +342,18 @@ def explain(request: ExplainRequest, notify: "Notify" = lambda _what, _done, _to
         CheckpointError: The checkpoint cannot be loaded or does not fit.
         GraphError: The model cannot be captured, or a shape of the file is not known.
     """
-    opened = _file(request, notify) if _is_file(request.subject) else _model(request, notify)
-    return _explain(opened, request, notify)
+    if not _is_file(request.subject):
+        return _explain(_model(request, notify), request, notify)
+    path = Path(request.subject)
+    opened = _file(request, notify)
+    try:
+        return _explain(opened, request, notify)
+    except ShufflectlError:
+        raise
+    except (
+        Exception
+    ) as error:  # a rewrite takes for granted that weights fit shapes, and onnx does not check all
+        raise _damaged(path, error) from error
 
 
 def explain_graph(graph: Graph, request: ExplainRequest) -> Explanation:
@@ -405,12 +415,16 @@ def _adopted(path: Path, proto: "onnx.ModelProto", producer: str, size: int | No
         error.message = message
         raise
     except Exception as error:  # what a malformed file makes of onnx and numpy has no common base
-        lines = str(error).strip().splitlines()
-        raise ArtifactError(
-            f"{path} is a damaged ONNX file: {lines[0][:200] if lines else type(error).__name__}",
-            hint=EXPORT_AGAIN,
-        ) from error
+        raise _damaged(path, error) from error
     return _Opened(found.graph, path.name, "file", producer, found.changes, found.frozen, found.nodes)
+
+
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    lines = str(error).strip().splitlines()
+    return ArtifactError(
+        f"{path} is a damaged ONNX file: {lines[0][:200] if lines else type(error).__name__}",
+        hint=EXPORT_AGAIN,
+    )
 
 
 class _Forms:

@@ -17,6 +17,7 @@ The file may be anybody's: no node is run by a runtime, what is evaluated is bou
 understood stays as it is.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _MULTIPLE: Final = re.compile(rf"(?:(\d{{1,9}})\*)?{BATCH}")
 _STANDARD: Final = ("", "ai.onnx")
 _SMALL: Final = 4096
 """Operands that say shapes, axes and bounds are smaller; only they are shown to shape inference."""
+_MAX_CHANNELS: Final = 1 << 20
 _MAX_NODES: Final = 200_000
 """The most nodes that a graph may have once its functions are written out."""
 
@@ -361,6 +363,8 @@ class _Walk:
 
     def _infer(self, node: ir.Node) -> None:
         stated = [(_dims(v), v.dtype) for v in node.outputs]
+        if node.op_type == "Conv" and node.domain in _STANDARD:
+            _check_weights(node)
         found: Sequence[tuple[Dims | None, ir.DataType | None]]
         if node.op_type in ("Reshape", "Expand") and node.domain in _STANDARD and node.inputs[0] is not None:
             found = [(self._reshaped(node), node.inputs[0].dtype)]
@@ -370,6 +374,7 @@ class _Walk:
             known_dims = said if dims is None else dims
             if dims is not None and said is not None and len(dims) == len(said):
                 known_dims = tuple(s if d is None else d for d, s in zip(dims, said, strict=True))
+            _check_size(value, known_dims)
             value.shape = None if known_dims is None else ir.Shape([_text(d) for d in known_dims])
             if (known := dtype or said_dtype) is not None:
                 value.dtype = known
@@ -435,6 +440,41 @@ class _Walk:
                 hint="export the model again",
             ) from error
         return [_from_type(made.get(str(v.name))) for v in node.outputs]
+
+
+def _check_size(value: ir.Value, dims: Dims | None) -> None:
+    """Refuse a tensor that no phone holds: following its channels would fill the memory.
+
+    Raises:
+        GraphError: It is one.
+    """
+    sizes = [d.scale if isinstance(d, Affine) else d for d in dims or () if d is not None]
+    channels = sizes[1] if len(sizes) > 1 else 0
+    if math.prod(sizes) > MAX_ELEMENTS or channels > _MAX_CHANNELS:
+        raise GraphError(
+            f"the tensor {value.name!r} is too large to be followed: {'x'.join(map(str, sizes))}",
+            hint="export the model with a smaller input",
+        )
+
+
+def _check_weights(node: ir.Node) -> None:
+    """Refuse a convolution whose weights are for other channels, which ONNX's inference does not look at.
+
+    Raises:
+        GraphError: They are.
+    """
+    x, weight = _dims(node.inputs[0]), _dims(node.inputs[1])
+    if x is None or weight is None or len(x) < 2 or len(weight) < 2:
+        return
+    given, wanted, group = x[1], weight[1], node.attributes.get_int("group", 1)
+    bias = _dims(node.inputs[2]) if len(node.inputs) > 2 else None
+    fits = not isinstance(given, int) or not isinstance(wanted, int) or given == wanted * group
+    if not fits or (bias is not None and bias != weight[:1]):
+        name = node.name or node.outputs[0].name
+        raise GraphError(
+            f"the weights of node {name!r} (Conv) do not fit its {given} channels",
+            hint="export the model again",
+        )
 
 
 def _ratio(total: Size | None, rest: Size | None) -> Size | None:
@@ -506,7 +546,7 @@ def _bind(model: ir.Model, size: int | None) -> None:
     """Name the batch in all shapes, and give free heights and widths a size.
 
     Raises:
-        GraphError: A shape is not given, or a free dimension has no size.
+        GraphError: A shape is not given, a free dimension has no size, or an input is too large.
         UsageError: A size is given, and no dimension is free.
     """
     symbols = set()
@@ -532,6 +572,7 @@ def _bind(model: ir.Model, size: int | None) -> None:
                     f"axis {axis} of the input {value.name!r} has no fixed length",
                     hint="say for which images: --input-size 224",
                 )
+        _check_size(value, tuple(_parse(d) for d in dims))
         value.shape = ir.Shape(dims)
     if size is not None and not free:
         raise UsageError("the file fixes the size of its input", hint="leave out --input-size")
