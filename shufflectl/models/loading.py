@@ -1,33 +1,28 @@
 """From a variant's name and a word for its weights to a module that is ready to export."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from shufflectl.errors import CheckpointError, UsageError
 from shufflectl.models import zoo
 from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, printable, read
-from shufflectl.models.checkpoints.fit import classifier, fit, skeleton
+from shufflectl.models.checkpoints.fit import Fitted, fit, skeleton, some
+from shufflectl.models.checkpoints.header import METADATA_KEY, described, record
+from shufflectl.models.checkpoints.identify import identify
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 from shufflectl.models.random_weights import digest, random_state
 from shufflectl.models.zoo import Variant
 
 __all__ = ["METADATA_KEY", "LoadedModel", "create", "load"]
 
-METADATA_KEY = "shufflectl"
-"""The key of a safetensors header's metadata under which `LoadedModel`'s description stands, as JSON."""
-
 _DEFAULT = "random:0"
 _RANDOM = "random:"
 _DEFAULT_CLASSES = 1000
 _MAX_CLASSES = 1_000_000
 _MAX_SEED = 2**64
-_MAX_INPUT = 4096
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,7 @@ class LoadedModel:
         version: The weights' version; empty when unknown.
         license: An SPDX expression; empty when unknown.
         description: One sentence.
+        notes: What was decided on the way from the file to the network, and the user may want otherwise.
     """
 
     module: nn.Module
@@ -61,24 +57,36 @@ class LoadedModel:
     version: str = ""
     license: str = ""
     description: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def load(name: str, *, weights: str | None = None, num_classes: int | None = None) -> LoadedModel:
+def load(
+    name: str | None = None, *, weights: str | None = None, num_classes: int | None = None
+) -> LoadedModel:
     """Return a network with weights and their description.
 
     Args:
-        name: A variant's name, as `zoo.names` lists them.
+        name: A variant's name, as `zoo.names` lists them, or as `identify` gives it for a file of a network
+            that is not listed. None for what the weights file is of.
         weights: ``digits`` for the bundled weights, the path of a ``.safetensors``, ``.pt`` or ``.pth`` file,
             or ``random:SEED``. None stands for ``random:0``.
         num_classes: Width of the logits. None takes the weights' own, and 1000 for random ones.
 
     Raises:
-        UsageError: There is no such variant, the seed is not a number, or the variant has no such bundled
-            weights.
-        CheckpointError: The file cannot be used, or is for another number of classes.
+        UsageError: There is no such variant, the seed is not a number, the variant has no such bundled
+            weights, or neither a variant nor a file is named.
+        CheckpointError: The file cannot be used, is of another network, or is for another number of classes.
     """
-    row = zoo.variant(name)
     spec = _DEFAULT if weights is None else weights
+    is_file = _is_file(spec)
+    if name is None and not is_file:
+        raise UsageError(
+            "no model is named",
+            hint="name one that `shufflectl models` lists, or pass --weights with a checkpoint that tells it",
+        )
+    if is_file and (name is None or name not in zoo.names()):
+        return _from_unnamed_file(name, Path(spec), num_classes)
+    row = zoo.variant(name or "")
     if num_classes is not None and not 1 <= num_classes <= _MAX_CLASSES:
         raise UsageError(f"the number of classes is {num_classes}, and must be 1 to {_MAX_CLASSES}")
     bundled = {word for other in zoo.variants() for word in other.weights}
@@ -86,13 +94,31 @@ def load(name: str, *, weights: str | None = None, num_classes: int | None = Non
         return _bundled(row, spec, num_classes)
     if spec.startswith(_RANDOM) or spec == _RANDOM.rstrip(":"):
         return _random(row, spec, num_classes)
-    path = Path(spec)
-    if path.suffix.lower() not in SUFFIXES and not path.exists():
+    if not is_file:
         raise UsageError(
             f"there are no weights {spec!r}",
             hint=f"pass {', '.join(sorted(bundled))}, random:SEED, or a file ({', '.join(SUFFIXES)})",
         )
+    path = Path(spec)
     return _from_file(row, read(path), path.name, num_classes)
+
+
+def _is_file(spec: str) -> bool:
+    """Whether the words for weights are a path."""
+    if spec.startswith(_RANDOM) or spec in {word for row in zoo.variants() for word in row.weights}:
+        return False
+    return Path(spec).suffix.lower() in SUFFIXES or Path(spec).exists()
+
+
+def _from_unnamed_file(name: str | None, path: Path, num_classes: int | None) -> LoadedModel:
+    """Return the network that a file is of; a name that is not listed must be the one found."""
+    if name is not None and "_" not in name:
+        zoo.variant(name)  # not a name that `identify` gives: refused before the file is read
+    file = read(path)
+    found = identify(file)
+    if name is not None and (found.match is None or found.match.variant.name != name):
+        zoo.variant(name)
+    return _from_file(found.require().variant, file, path.name, num_classes)
 
 
 def create(name: str, *, weights: str | None = None, num_classes: int | None = None) -> nn.Module:
@@ -136,90 +162,35 @@ def _bundled(row: Variant, word: str, num_classes: int | None) -> LoadedModel:
 
 
 def _from_file(row: Variant, file: WeightsFile, display: str, num_classes: int | None) -> LoadedModel:
-    record = _record(file)
-    state = fit(row, file, num_classes)
-    written_for = record.get("model", row.name)
+    said = record(file)
+    fitted = fit(row, file, num_classes)
+    written_for = said.get("model", row.name)
     if written_for != row.name:
         found = printable(repr(written_for), 60)
         raise CheckpointError(
             f"the header of {file.path.name} says that it is of {found}, not of {row.name}",
             hint="pass that model's name",
         )
-    module = skeleton(row, 1)
-    classes = state[classifier(module)].shape[0]
-    module = skeleton(row, classes)
-    module.load_state_dict(state, assign=True)
-    described = _described(file, record, classes)
-    if not described.get("description"):
-        described["description"] = f"{row.name} with the weights of {display}"
+    module = skeleton(fitted.variant, fitted.num_classes)
+    module.load_state_dict(fitted.state, assign=True)
+    fields = described(file, said, fitted.num_classes)
+    if not fields.get("description"):
+        fields["description"] = f"{row.name} with the weights of {display}"
     return LoadedModel(
         module=module.eval(),
-        variant=row,
-        num_classes=classes,
+        variant=fitted.variant,
+        num_classes=fitted.num_classes,
         weights=display,
         weights_sha256=file.sha256,
-        **{"input_size": row.input_size, **described},
+        notes=_notes(file, fitted),
+        **{"input_size": row.input_size, "preprocess": fitted.layout.preprocess, **fields},
     )
 
 
-def _record(file: WeightsFile) -> Mapping[str, Any]:
-    """Return the description in the file's header; empty where it has none."""
-    text = file.metadata.get(METADATA_KEY)
-    if text is None:
-        return {}
-    try:
-        return _object(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise _bad_metadata(file, str(error)) from error
-    except RecursionError as error:
-        raise _bad_metadata(file, "it is nested too deeply") from error
-
-
-def _described(file: WeightsFile, record: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    """Return the fields of `LoadedModel` that the description gives."""
-    result: dict[str, Any] = {}
-    try:
-        result["labels"] = _labels(record.get("labels", []), classes)
-        if "preprocess" in record:
-            result["preprocess"] = Preprocess.from_json(_object(record["preprocess"]))
-        if "input_size" in record:
-            result["input_size"] = _input_size(record["input_size"])
-        for key in ("author", "version", "license", "description"):
-            result[key] = _text(record.get(key, ""))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise _bad_metadata(file, str(error)) from error
-    return result
-
-
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r:.40} is not an object")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not a text")
-    return value
-
-
-def _input_size(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_INPUT:
-        raise ValueError(f"the input size {value!r:.40} is not a number of pixels in 1 to {_MAX_INPUT}")
-    return value
-
-
-def _labels(value: object, classes: int) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError(f"the labels {value!r:.40} are not a list")
-    if value and len(value) != classes:
-        raise ValueError(f"there are {len(value)} labels and {classes} classes")
-    return tuple(_text(label) for label in value)
-
-
-def _bad_metadata(file: WeightsFile, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"the description in the header of {file.path.name} (key {METADATA_KEY!r}) cannot be used: "
-        f"{printable(why)}",
-        hint="correct it, or save the tensors again without it; see docs/checkpoints.md",
-    )
+def _notes(file: WeightsFile, fitted: Fitted) -> tuple[str, ...]:
+    notes: list[str] = []
+    if file.others:
+        notes.append(f"{file.path.name}: read entry {file.entry[-1]!r}, left {', '.join(file.others)} aside")
+    if fitted.ignored:
+        notes.append(f"{file.path.name}: left aside what is not of the network: {some(fitted.ignored)}")
+    return tuple(notes)

@@ -3,9 +3,20 @@
 A checkpoint of torchvision's ``shufflenet_v2_x*`` loads as it is: ``conv1``, ``maxpool``, ``stage2`` to
 ``stage4`` with ``branch1`` and ``branch2`` in each unit, ``conv5``, ``fc``. The paper's larger networks
 continue the scheme: ``stage5``, and the last convolution is ``conv6`` as in the appendix's table.
+
+Code in circulation differs in three conventions, which checkpoints bring along (`Conventions`):
+
+- How a basic unit comes by its two parts: in Megvii's code it takes the even and the odd channels of what the
+  unit before concatenated, and nothing is shuffled at a unit's end.
+- How many channels the left branch of a downsampling unit gives: half of the outputs in the paper and in
+  torchvision; as many as it takes in Megvii's code and in pytorchcv's ``shufflenetv2b``. In stage 2 that is
+  another number, and then no order of weights turns Megvii's unit into the paper's.
+- How the max pooling meets the border: pytorchcv's ``shufflenetv2`` pads nothing, and lets the last window
+  stick out, where others pad one pixel all round.
 """
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +32,48 @@ from shufflectl.models.layers import (
 
 __all__ = [
     "BasicUnit",
+    "Conventions",
     "DownsamplingUnit",
     "ResidualUnit",
     "ShuffleNetV2",
     "ShuffleNetV2Large",
     "build",
+    "build_custom",
     "build_large",
 ]
 
 _STAGE_UNITS = (4, 8, 4)
 
 
-def _branch2(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+class Conventions(NamedTuple):
+    """What code in circulation does in different ways.
+
+    Attributes:
+        split: A basic unit's two parts: the ``halves`` of its input, whose channels the unit before shuffled;
+            or the even and odd channels (``parity``) of an input that nothing shuffled.
+        shortcut: Outputs of a downsampling unit's left branch: ``half`` of all, or as many as its ``inputs``.
+        pool: Max pooling with one pixel of padding (``padded``), or with none and a last window that may
+            stick out (``ceil``).
+    """
+
+    split: Literal["halves", "parity"] = "halves"
+    shortcut: Literal["half", "inputs"] = "half"
+    pool: Literal["padded", "ceil"] = "padded"
+
+
+_PAPER = Conventions()
+
+
+def _branch2(inputs: int, inner: int, stride: int, outputs: int | None = None) -> nn.Sequential:
     """Return the convolutions of the right branch (figure 3c and 3d): 1x1, 3x3 depthwise, 1x1."""
+    outputs = inner if outputs is None else outputs
     return nn.Sequential(
-        pointwise_conv(inputs, outputs),
-        nn.BatchNorm2d(outputs),
+        pointwise_conv(inputs, inner),
+        nn.BatchNorm2d(inner),
         nn.ReLU(inplace=True),
-        depthwise_conv(outputs, stride),
-        nn.BatchNorm2d(outputs),
-        pointwise_conv(outputs, outputs),
+        depthwise_conv(inner, stride),
+        nn.BatchNorm2d(inner),
+        pointwise_conv(inner, outputs),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
@@ -53,16 +86,21 @@ class BasicUnit(nn.Module):
 
     Args:
         channels: ``C``, even.
+        conventions: The split's.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, conventions: Conventions = _PAPER) -> None:
         super().__init__()
         self.branch2 = _branch2(channels // 2, channels // 2, 1)
+        self.parity = conventions.split == "parity"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output, ``[N, C, H, W]``."""
+        if self.parity:  # the even channels come to stand before the odd ones
+            x = channel_shuffle(x, x.size(1) // 2)
         passed, worked = x.chunk(2, dim=1)  # [N, C, H, W] -> 2 x [N, C/2, H, W]
-        return channel_shuffle(torch.cat((passed, self.branch2(worked)), dim=1), 2)
+        joined = torch.cat((passed, self.branch2(worked)), dim=1)
+        return joined if self.parity else channel_shuffle(joined, 2)
 
 
 class DownsamplingUnit(nn.Module):
@@ -76,25 +114,37 @@ class DownsamplingUnit(nn.Module):
         outputs: Channels of the output, even.
         stride: 2, or 1 where only the number of channels changes.
         excite: Whether squeeze-and-excitation follows the right branch.
+        conventions: The left branch's width, and whether the unit shuffles.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 2, *, excite: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 2,
+        *,
+        excite: bool = False,
+        conventions: Conventions = _PAPER,
+    ) -> None:
         super().__init__()
         half = outputs // 2
+        left = half if conventions.shortcut == "half" else inputs
+        self.shuffles = conventions.split == "halves"
         self.branch1 = nn.Sequential(
             depthwise_conv(inputs, stride),
             nn.BatchNorm2d(inputs),
-            pointwise_conv(inputs, half),
-            nn.BatchNorm2d(half),
+            pointwise_conv(inputs, left),
+            nn.BatchNorm2d(left),
             nn.ReLU(inplace=True),
         )
-        self.branch2 = _branch2(inputs, half, stride)
+        self.branch2 = _branch2(inputs, half, stride, outputs - left)
         if excite:
             self.branch2.append(SqueezeExcitation(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output, ``[N, outputs, H / stride, W / stride]``."""
-        return channel_shuffle(torch.cat((self.branch1(x), self.branch2(x)), dim=1), 2)
+        joined = torch.cat((self.branch1(x), self.branch2(x)), dim=1)
+        return channel_shuffle(joined, 2) if self.shuffles else joined
 
 
 class ResidualUnit(nn.Module):
@@ -132,17 +182,31 @@ class ShuffleNetV2(nn.Module):
         stage_channels: Output channels of stages 2 to 4.
         last_channels: Output channels of ``conv5``.
         num_classes: Width of the classifier.
+        stem: Output channels of ``conv1``.
+        stage_units: Units in stages 2 to 4.
+        conventions: What code in circulation does in different ways.
     """
 
-    def __init__(self, stage_channels: Sequence[int], last_channels: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        stage_channels: Sequence[int],
+        last_channels: int,
+        num_classes: int,
+        *,
+        stem: int = 24,
+        stage_units: Sequence[int] = _STAGE_UNITS,
+        conventions: Conventions = _PAPER,
+    ) -> None:
         super().__init__()
-        channels = 24
+        channels = stem
         self.conv1 = _conv_bn_relu(spatial_conv(3, channels, 2))
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        ceil = conventions.pool == "ceil"
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=0 if ceil else 1, ceil_mode=ceil)
         stages: list[nn.Sequential] = []
-        for outputs, units in zip(stage_channels, _STAGE_UNITS, strict=True):
-            basic = [BasicUnit(outputs) for _ in range(units - 1)]
-            stages.append(nn.Sequential(DownsamplingUnit(channels, outputs), *basic))
+        for outputs, units in zip(stage_channels, stage_units, strict=True):
+            basic = [BasicUnit(outputs, conventions) for _ in range(units - 1)]
+            first = DownsamplingUnit(channels, outputs, conventions=conventions)
+            stages.append(nn.Sequential(first, *basic))
             channels = outputs
         self.stage2, self.stage3, self.stage4 = stages
         self.conv5 = _conv_bn_relu(pointwise_conv(channels, last_channels))
@@ -211,9 +275,40 @@ def _conv_bn_relu(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 
 
-def build(*, stage_channels: Sequence[int], last_channels: int, num_classes: int) -> ShuffleNetV2:
-    """Return a network of table 5."""
-    return ShuffleNetV2(stage_channels, last_channels, num_classes)
+def build(
+    *,
+    stage_channels: Sequence[int],
+    last_channels: int,
+    num_classes: int,
+    split: Literal["halves", "parity"] = "halves",
+    shortcut: Literal["half", "inputs"] = "half",
+    pool: Literal["padded", "ceil"] = "padded",
+) -> ShuffleNetV2:
+    """Return a network of table 5; see `Conventions`."""
+    conventions = Conventions(split, shortcut, pool)
+    return ShuffleNetV2(stage_channels, last_channels, num_classes, conventions=conventions)
+
+
+def build_custom(
+    *,
+    stem: int,
+    stage_channels: Sequence[int],
+    stage_units: Sequence[int],
+    last_channels: int,
+    num_classes: int,
+    split: Literal["halves", "parity"] = "halves",
+    shortcut: Literal["half", "inputs"] = "half",
+    pool: Literal["padded", "ceil"] = "padded",
+) -> ShuffleNetV2:
+    """Return a network with channels that table 5 does not have; see `ShuffleNetV2`."""
+    return ShuffleNetV2(
+        stage_channels,
+        last_channels,
+        num_classes,
+        stem=stem,
+        stage_units=stage_units,
+        conventions=Conventions(split, shortcut, pool),
+    )
 
 
 def build_large(

@@ -13,10 +13,11 @@ import pickletools
 import struct
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,8 +34,23 @@ _MAX_BYTES = (
 )  # the largest network here has 0.54 GB of weights; training states hold three times as much
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _MAX_PICKLE_BYTES = 64 << 20  # a state dict's pickle holds names and shapes: some 200 bytes a tensor
-_NESTS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIX = "module."
+# Entries under which training loops keep a state dict; the first that is there counts. Averaged weights come
+# first: they are what a training with them was validated with (timm's load_state_dict prefers them likewise).
+# mmengine swaps: there "state_dict" holds the averaged ones, and "ema_state_dict" is not in this list.
+_NESTS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "ema_model",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+)
 
 # What a state dict's pickle may refer to: the union of what torch.save has written since version 0.4.
 _SAFE_GLOBALS = frozenset(
@@ -51,6 +67,41 @@ _SAFE_GLOBALS = frozenset(
     }
 )
 
+# What training loops keep beside the weights: options, logs, schedules. They are read as `_Luggage`, which
+# keeps nothing, or as plain dictionaries, so none of these classes is imported and none of their code runs.
+_MAPPINGS = (
+    "lightning.fabric.utilities.data AttributeDict",
+    "lightning.pytorch.utilities.parsing AttributeDict",
+    "lightning_fabric.utilities.data AttributeDict",
+    "pytorch_lightning.utilities.parsing AttributeDict",
+)
+_OBJECTS = (
+    "_codecs encode",
+    "argparse Namespace",
+    "mmengine.logging.history_buffer HistoryBuffer",
+    "numpy dtype",
+    "numpy ndarray",
+    "numpy._core.multiarray _reconstruct",
+    "numpy._core.multiarray scalar",
+    "numpy.core.multiarray _reconstruct",
+    "numpy.core.multiarray scalar",
+    "pathlib Path",
+    "pathlib PosixPath",
+    "pathlib WindowsPath",
+    "pathlib._local PosixPath",
+    "pathlib._local WindowsPath",
+)
+
+
+class _Luggage:
+    """Stands for an object that is not needed: takes whatever it is made of, and keeps none of it."""
+
+    def __new__(cls, *_arguments: object) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class WeightsFile:
@@ -58,15 +109,19 @@ class WeightsFile:
 
     Attributes:
         path: Where it is.
-        tensors: By name, as stored; wrapping dictionaries and the prefix ``module.`` are taken off.
+        tensors: By name, as stored; wrapping dictionaries are taken off.
         metadata: Text by key; empty for pickles.
         sha256: Of the whole file, in hexadecimal.
+        entry: The keys of the dictionaries around the state dict.
+        others: Other entries of these dictionaries that hold a state dict too.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
+    entry: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def read(path: Path) -> WeightsFile:
@@ -99,10 +154,10 @@ def read(path: Path) -> WeightsFile:
                 hint="save the state_dict alone, without the optimizer",
             )
         digest = sha256(path)
-        tensors, metadata = (_safetensors if suffix == ".safetensors" else _pickled)(path, size)
+        read_kind = _safetensors if suffix == ".safetensors" else _pickled
+        return replace(read_kind(path, size), sha256=digest)
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}") from error
-    return WeightsFile(path, _plain_names(tensors), metadata, digest)
 
 
 def sha256(path: Path) -> str:
@@ -128,7 +183,7 @@ def _damaged(path: Path, why: str) -> CheckpointError:
     )
 
 
-def _safetensors(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _safetensors(path: Path, size: int) -> WeightsFile:
     """Read a safetensors file: 8 bytes with the header's length, the header as JSON, the tensors' bytes."""
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -147,7 +202,7 @@ def _safetensors(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, st
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, _first_line(error)) from error
-    return tensors, metadata
+    return WeightsFile(path, tensors, metadata)
 
 
 def _other_kind(start: bytes) -> str:
@@ -156,7 +211,7 @@ def _other_kind(start: bytes) -> str:
     return "a pickle" if start.startswith(b"\x80") else ""
 
 
-def _pickled(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _pickled(path: Path, size: int) -> WeightsFile:
     """Read what ``torch.save`` wrote: a zip archive, or before torch 1.6 a sequence of pickles."""
     with path.open("rb") as stream:
         start = stream.read(9)
@@ -173,7 +228,7 @@ def _pickled(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             raise _damaged(path, "it is not a file that torch.save wrote")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_stand_ins()):
             # Said of old files' storages and of pickle protocols; the user can do nothing about either.
             warnings.simplefilter("ignore")
             contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -181,7 +236,14 @@ def _pickled(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _refused(path, _unsupported(error)) from error
     except Exception as error:  # torch's reader fails on bad bytes with whatever its parts raise
         raise _damaged(path, _first_line(error)) from error
-    return _state_dict(path, contents, size), {}
+    return _state_dict(path, contents, size)
+
+
+def _stand_ins() -> list[Any]:
+    """Return what takes the place of classes that are not needed, as torch's interpreter wants it."""
+    pairs: list[tuple[Any, str]] = [(OrderedDict, name) for name in _MAPPINGS]
+    pairs += [(_Luggage, name) for name in _OBJECTS]
+    return [(stand_in, name.replace(" ", ".")) for stand_in, name in pairs]
 
 
 def _inspect_archive(path: Path, size: int) -> None:
@@ -244,7 +306,7 @@ def _check_global(path: Path, name: str) -> None:
     module, _, attribute = name.partition(" ")
     storage = module in ("torch", "torch.cuda") and attribute.endswith("Storage")
     dtype = module == "torch" and isinstance(getattr(torch, attribute, None), torch.dtype)
-    if not (storage or dtype or name in _SAFE_GLOBALS):
+    if not (storage or dtype or name in _SAFE_GLOBALS or name in _MAPPINGS or name in _OBJECTS):
         raise _refused(path, printable(f"{module}.{attribute}"))
 
 
@@ -266,15 +328,19 @@ def _unsupported(error: Exception) -> str:
     return f"something that is not a tensor ({_first_line(error)})"
 
 
-def _state_dict(path: Path, contents: object, size: int) -> dict[str, Tensor]:
+def _state_dict(path: Path, contents: object, size: int) -> WeightsFile:
     """Return the tensors out of what a pickle held."""
     seen: set[int] = set()
+    entry: list[str] = []
+    others: list[str] = []
     while isinstance(contents, dict) and id(contents) not in seen:
         seen.add(id(contents))
-        inner = next((contents[key] for key in _NESTS if isinstance(contents.get(key), dict)), None)
-        if inner is None:
+        nests = [key for key in _NESTS if isinstance(contents.get(key), dict)]
+        if not nests:
             break
-        contents = inner
+        entry.append(nests[0])
+        others += nests[1:]
+        contents = contents[nests[0]]
     if not isinstance(contents, dict):
         raise CheckpointError(
             f"{path.name} holds a {type(contents).__name__}, not a state dict",
@@ -301,14 +367,7 @@ def _state_dict(path: Path, contents: object, size: int) -> dict[str, Tensor]:
                 f"tensor {printable(name)!r} of {path.name} claims to be larger than the file",
                 hint="save the state dict of the model itself, its tensors contiguous",
             )
-    return tensors
-
-
-def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefix that ``DataParallel`` puts before every name."""
-    if tensors and all(name.startswith(_PREFIX) for name in tensors):
-        return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
+    return WeightsFile(path, tensors, entry=tuple(entry), others=tuple(others))
 
 
 def printable(text: str, limit: int = 200) -> str:

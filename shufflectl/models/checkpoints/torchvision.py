@@ -1,29 +1,27 @@
 """torchvision's layout of ShuffleNet V2 and MobileNetV2, whose names are ours.
 
-Its sources are torchvision's ``models/shufflenetv2.py`` and ``models/mobilenetv2.py``. Files saved before
-torch 0.4.1 lack ``num_batches_tracked``.
+Files saved before torch 0.4.1 lack ``num_batches_tracked``.
 """
 
-from collections.abc import Mapping
+from shufflectl.models.checkpoints.layout import Layout
 
-from torch import Tensor
+__all__ = ["LAYOUTS"]
 
-from shufflectl.models.zoo import Variant
+_TRANSFORMS = "ImageClassification, torchvision/transforms/_presets.py"
 
-__all__ = ["recognise", "rename"]
-
-_SIGNATURES = {
-    "shufflenet_v2": ("conv1.0.weight", "stage2.0.branch1.0.weight", "conv5.0.weight"),
-    "mobilenet_v2": ("features.0.0.weight", "features.1.conv.0.0.weight", "classifier.1.weight"),
-}
-
-
-def recognise(variant: Variant, tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether the file has the names that mark torchvision's network of the variant's family."""
-    signature = _SIGNATURES.get(variant.family)
-    return signature is not None and all(name in tensors for name in signature)
-
-
-def rename(variant: Variant, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG001  the table's signature
-    """Return the tensors as they are."""
-    return dict(tensors)
+LAYOUTS = (
+    Layout(
+        "torchvision",
+        "shufflenet_v2",
+        "shufflenet_v2_x0_5 to x2_0",
+        "pytorch/vision, torchvision/models/shufflenetv2.py",
+        preprocess_source=_TRANSFORMS,
+    ),
+    Layout(
+        "torchvision",
+        "mobilenet_v2",
+        "mobilenet_v2",
+        "pytorch/vision, torchvision/models/mobilenetv2.py",
+        preprocess_source=_TRANSFORMS,
+    ),
+)

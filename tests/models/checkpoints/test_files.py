@@ -83,10 +83,8 @@ def test_what_torch_saved_is_read(tmp_path: Path, suffix: str, archived: bool) -
         lambda t: {"model": {"state_dict": t}, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
         lambda t: {"model_state_dict": t},
         lambda t: {"net": t},
-        lambda t: {f"module.{n}": v for n, v in t.items()},
-        lambda t: {"state_dict": {f"module.{n}": v for n, v in t.items()}},
     ],
-    ids=["ordered", "parameters", "state_dict", "model", "model_state_dict", "net", "parallel", "both"],
+    ids=["ordered", "parameters", "state_dict", "model", "model_state_dict", "net"],
 )
 def test_wrappings_are_taken_off(tmp_path: Path, wrap: Any) -> None:
     path = tmp_path / "w.pth"
