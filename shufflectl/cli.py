@@ -122,14 +122,18 @@ def _root(
     epilog="Examples:\n\n"
     "  shufflectl export shufflenet_v2_x0_5 --weights digits --target all --out dist/\n\n"
     "  shufflectl export shufflenet_v2_x1_0 --weights best.pt --target coreml --precision fp16\n\n"
+    "  shufflectl export --weights best.pt --target tflite\n\n"
     "  shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json\n\n"
     "  shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8"
 )
 def export(
     model: Annotated[
-        str,
-        typer.Argument(help="A name that [cyan]shufflectl models[/] lists.", autocompletion=_complete_model),
-    ],
+        str | None,
+        typer.Argument(
+            help="A name that [cyan]shufflectl models[/] lists; by default what the checkpoint is of.",
+            autocompletion=_complete_model,
+        ),
+    ] = None,
     weights: Weights = None,
     target: Annotated[
         list[str] | None,
@@ -400,6 +404,30 @@ def explain(
     with OUTPUT.progress() as notify:
         found = run_explain(request, notify)
     render.explained(OUTPUT, found)
+
+
+@app.command(
+    epilog="Examples:\n\n  shufflectl identify best.pth\n\n  shufflectl identify epoch_300.pth --json"
+)
+def identify(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint: .safetensors, .pt or .pth.")],
+    _json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Say what a checkpoint is: library, network, classes, preprocessing, and which tensors tell it.
+
+    Where it is nothing known, the nearest networks and the tensors that do not fit. Exit code 3.
+    """
+    from shufflectl import render
+    from shufflectl.models.checkpoints.files import read
+    from shufflectl.models.checkpoints.identify import identify as run_identify
+
+    OUTPUT.quiet_libraries()
+    with OUTPUT.progress() as notify:
+        notify(f"reading {path.name}", 0, 0)
+        found = run_identify(read(path))
+    render.identified(OUTPUT, found)
+    found.require()
 
 
 @app.command(epilog="Examples:\n\n  shufflectl models\n\n  shufflectl models --family shufflenet_v1 --json")

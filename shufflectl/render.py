@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from shufflectl.deploy.inspect.ort_layout import LayoutReport
     from shufflectl.deploy.parity.locate import Layer
     from shufflectl.deploy.verify import Result, Verification
+    from shufflectl.models.checkpoints.identify import Identification
     from shufflectl.models.zoo import Variant
 
-__all__ = ["checked", "diagnosis", "explained", "exported", "inspection", "models"]
+__all__ = ["checked", "diagnosis", "explained", "exported", "identified", "inspection", "models"]
 
 _PASS = "[green]pass[/]"  # noqa: S105 - a verdict
 _FAIL = "[bold red]FAIL[/]"
@@ -318,6 +319,25 @@ def models(output: Output, variants: "Sequence[Variant]") -> None:
     columns = ["name", "params M", "madds M", "top-1 %", "weights", "published in"]
     output.table("", columns, rows, right=columns[1:4])
     output.note("[dim]madds at 224x224; top-1 as published for ImageNet[/]")
+
+
+def identified(output: Output, found: "Identification") -> None:
+    """Show what a checkpoint is, or what it nearly is."""
+    if output.json:
+        output.document(found.to_json())
+        return
+    if found.match is not None:
+        output.text(f"[bold]{_escape(found.file.path.name)}[/]  {_escape(found.match.variant.name)}")
+        rows = [[f.what, _escape(f.value), _escape(f.why)] for f in found.match.findings]
+        output.table("", ["", "", "as"], rows)
+        return
+    rows = [
+        [_escape(candidate.variant.name), candidate.layout.name, what, _escape(which)]
+        for candidate in found.candidates
+        for what, which in candidate.summary
+    ]
+    if rows:
+        output.table("the nearest networks, and what does not fit", ["model", "layout", "tensors", ""], rows)
 
 
 def diagnosis(output: Output, found: "Diagnosis") -> None:

@@ -143,9 +143,7 @@ def _reference_model(group: _Group, name: str | None, weights: str | None) -> Lo
     """Return the torch model that the files say they are, or that the user names; None when out of reach."""
     info = group.info
     wanted = name or (info.name if info else None)
-    if wanted is None:
-        if weights is not None:
-            raise UsageError("the files do not say which model they are", hint="pass --model NAME as well")
+    if wanted is None and weights is None:
         return None
     spec = weights or (info.weights if info else None)
     if spec is None or (weights is None and not _reproducible(spec)):

@@ -145,8 +145,9 @@ def _notes(model: LoadedModel, size: int) -> tuple[str, ...]:
     """Return what the user should know of an export that is legal but may not be meant."""
     made_for = model.input_size
     if made_for in (size, model.variant.input_size):
-        return ()
-    return (f"the weights were made for images of {made_for}x{made_for}, these files take {size}x{size}",)
+        return model.notes
+    asked = f"the weights were made for images of {made_for}x{made_for}, these files take {size}x{size}"
+    return (*model.notes, asked)
 
 
 def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:

@@ -91,7 +91,7 @@ class ExportRequest:
     """One export.
 
     Attributes:
-        model: A name of the registry.
+        model: A name of the registry; None for what the weights file is of.
         weights: As `models.load` takes it.
         targets: Names of `TARGETS`.
         precisions: Of every target.
@@ -109,7 +109,7 @@ class ExportRequest:
         parity: What parity runs on.
     """
 
-    model: str
+    model: str | None = None
     weights: str | None = None
     targets: tuple[str, ...] = tuple(TARGETS)
     precisions: tuple[Precision, ...] = ("fp32",)

@@ -332,14 +332,14 @@ def _state_dict(path: Path, contents: object, size: int) -> WeightsFile:
     """Return the tensors out of what a pickle held."""
     seen: set[int] = set()
     entry: list[str] = []
-    others: list[str] = []
+    beside: list[str] = []
     while isinstance(contents, dict) and id(contents) not in seen:
         seen.add(id(contents))
         nests = [key for key in _NESTS if isinstance(contents.get(key), dict)]
         if not nests:
             break
         entry.append(nests[0])
-        others += nests[1:]
+        beside += nests[1:]
         contents = contents[nests[0]]
     if not isinstance(contents, dict):
         raise CheckpointError(
@@ -367,7 +367,7 @@ def _state_dict(path: Path, contents: object, size: int) -> WeightsFile:
                 f"tensor {printable(name)!r} of {path.name} claims to be larger than the file",
                 hint="save the state dict of the model itself, its tensors contiguous",
             )
-    return WeightsFile(path, tensors, entry=tuple(entry), others=tuple(others))
+    return WeightsFile(path, tensors, entry=tuple(entry), others=tuple(beside))
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -73,6 +73,21 @@ class Comparison:
         return not self.problems
 
     @property
+    def summary(self) -> tuple[tuple[str, str], ...]:
+        """What does not fit, by kind, each with a few names."""
+        shapes = tuple(
+            f"{printable(name, 80)!r} {list(found)} not {list(wanted)}"
+            for name, found, wanted in self.misshaped[:3]
+        )
+        more = f" and {len(self.misshaped) - 3} more" if len(self.misshaped) > 3 else ""
+        rows = (
+            ("missing", some(self.missing)),
+            ("too many", some(self.extra)),
+            ("other shape", ", ".join(shapes) + more),
+        )
+        return tuple(row for row in rows if row[1])
+
+    @property
     def problems(self) -> int:
         """How many tensors do not fit."""
         return len(self.missing) + len(self.extra) + len(self.misshaped)

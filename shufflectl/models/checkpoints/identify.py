@@ -94,9 +94,10 @@ class Identification:
                 hint=f"layouts: {known}; see docs/checkpoints.md",
             )
         best = self.candidates[0]
+        against = "; ".join(f"{what}: {which}" for what, which in best.summary)
         raise CheckpointError(
             f"{self.file.path.name} is none of the networks known; nearest: {best.variant.name} of "
-            f"{best.layout.name}, but {_against(best)}",
+            f"{best.layout.name}, but {against}",
             hint="where these parts were changed, restore them; see docs/identify.md",
         )
 
@@ -229,7 +230,7 @@ def _network(layout: Layout, prefix: str, variant: Variant, tensors: Mapping[str
 
     def seen(name: str) -> str:
         spelled = prefix + layout.spell(name)
-        return f"{spelled!r} is {_shape(tensors[spelled])}"
+        return f"{printable(spelled)!r} is {_shape(tensors[spelled])}"
 
     found: list[Finding] = []
     if layout.family == "shufflenet_v1":
@@ -268,20 +269,6 @@ def _words(spec: Preprocess) -> str:
         return f"{order}, {span}, not normalised"
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (spec.mean, spec.std))
     return f"{order}, pixels times {spec.scale:.6g}, mean {mean}, std {std}"
-
-
-def _against(found: Comparison) -> str:
-    """Return in a clause what speaks against a candidate."""
-    parts: list[str] = []
-    if found.missing:
-        parts.append(f"{some(found.missing)} {'is' if len(found.missing) == 1 else 'are'} missing")
-    if found.extra:
-        parts.append(f"it also holds {some(found.extra)}")
-    if found.misshaped:
-        name, held, wanted = found.misshaped[0]
-        more = f" ({len(found.misshaped) - 1} more)" if len(found.misshaped) > 1 else ""
-        parts.append(f"{printable(name)!r} is {list(held)}, not {list(wanted)}{more}")
-    return "; ".join(parts)
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
