@@ -23,7 +23,7 @@ from network import network
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.rewrite.choose import choose, lower
+from shufflectl.converters.rewrite.choose import choose, lower, settle
 from shufflectl.converters.rewrite.lowering import Options, bytes_moved, operators
 from shufflectl.converters.targets import TARGETS, EmitOptions
 
@@ -60,7 +60,7 @@ def _lowered(graph: Graph, target: str, form: str) -> tuple[Graph, str]:
     if form == "floor":
         return floor(graph), "every copy left out: a wrong result"
     name, *given = form.split(":")
-    candidate = choose(target, "fp32", shuffle=name).candidate
+    candidate = settle(graph, choose(target, "fp32", shuffle=name)).candidate
     if given:
         limit = candidate.options.max_concat
         candidate = replace(candidate, options=replace(Options(max_concat=limit), **_options(given)))

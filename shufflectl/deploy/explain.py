@@ -20,6 +20,7 @@ from shufflectl.converters.rewrite.choose import (
     choose,
     lower,
     parse_align,
+    settle,
 )
 from shufflectl.converters.rewrite.lowering import (
     LOWERINGS,
@@ -455,6 +456,8 @@ def _explain(opened: _Opened, request: ExplainRequest, notify: "Notify") -> Expl
     for target, precision in pairs:
         notify(f"lowering for {target}", len(results), len(pairs))
         choice = request.choice(target, precision)
+        if not opened.frozen:
+            choice = settle(graph, choice)
         report = forms.get(choice.candidate)
         applied = choice.candidate if report.changed else NATIVE
         results.append(Made(target, precision, choice, applied, report, *_matched(sites, report)))

@@ -10,7 +10,7 @@ from typing import Any
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.rewrite.choose import NATIVE, Candidate, lower
+from shufflectl.converters.rewrite.choose import NATIVE, Candidate, Choice, lower, settle
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
@@ -61,7 +61,9 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         with ExitStack() as stack:
             emitters = _emitters(request, stack)
             notify("loading weights", 0, 0)
-            model = load(request.model, weights=request.weights, num_classes=request.num_classes)
+            model = load(
+                request.model, weights=request.weights, num_classes=request.num_classes, notify=notify
+            )
             size = request.input_size or model.input_size
             notify("capturing the graph", 0, 0)
             graph = captured(model, size, request.batch)
@@ -72,7 +74,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                     file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
-                    form, lowered = forms.get(request.form(target, precision))
+                    form, lowered = forms.get(request.choice(target, precision))
                     emitters[target](
                         lowered, replace(info, precision=precision), request.emit_options(precision), path
                     )
@@ -97,10 +99,14 @@ class _Forms:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        self._settled: dict[Choice, Candidate] = {}
         self._made: dict[Candidate, tuple[Candidate, Graph]] = {}
 
-    def get(self, wanted: Candidate) -> tuple[Candidate, Graph]:
+    def get(self, choice: Choice) -> tuple[Candidate, Graph]:
         """Return the graph in a form, and the form: `NATIVE` where nothing was changed."""
+        if choice not in self._settled:
+            self._settled[choice] = settle(self._graph, choice).candidate
+        wanted = self._settled[choice]
         if wanted not in self._made:
             graph, report = lower(self._graph, wanted)
             self._made[wanted] = (wanted, graph) if report.changed else (NATIVE, self._graph)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from shufflectl.converters.rewrite.choose import AUTO, Candidate, choose, parse_align
+from shufflectl.converters.rewrite.choose import AUTO, Choice, choose, parse_align
 from shufflectl.converters.targets import (
     DEPLOYMENT_TARGETS,
     PRECISIONS,
@@ -157,7 +157,7 @@ class ExportRequest:
         )
         for target in request.targets:
             for precision in request.precisions:
-                request.form(target, precision)
+                request.choice(target, precision)
         request._check_coreml()
         if request.half_io and ("fp16" not in request.precisions or request.targets == ("tflite",)):
             raise UsageError(
@@ -186,13 +186,13 @@ class ExportRequest:
         """Return the options for one precision."""
         return EmitOptions(precision, self.layout, self.half_io, self.minimum_deployment_target)
 
-    def form(self, target: str, precision: Precision) -> Candidate:
-        """Return the form of channel shuffles in one file.
+    def choice(self, target: str, precision: Precision) -> Choice:
+        """Return the form of channel shuffles that a file gets.
 
         Raises:
             UsageError: There is no form of that name, or it does not pad channels.
         """
-        return choose(target, precision, shuffle=self.shuffle, align=self.align).candidate
+        return choose(target, precision, shuffle=self.shuffle, align=self.align)
 
     def options_of(self, target: str) -> dict[str, Any]:
         """Return the options that shaped a target's files, as JSON values for the manifest."""

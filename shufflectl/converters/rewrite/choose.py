@@ -4,6 +4,7 @@ One row a target and precision, each with the evidence that it rests on. The fig
 measured side by side in one process; docs/latency.md has their intervals and the machine.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, Report, a
 from shufflectl.converters.rewrite.provenance import analyze
 from shufflectl.errors import UsageError, nearest
 
-__all__ = ["AUTO", "NATIVE", "Candidate", "Choice", "candidates", "choose", "lower", "parse_align"]
+__all__ = ["AUTO", "NATIVE", "Candidate", "Choice", "candidates", "choose", "lower", "parse_align", "settle"]
 
 AUTO: Final = "auto"
 _MAX_ALIGN = 256
@@ -68,12 +69,14 @@ class Choice:
         why: Why this one, in one sentence.
         source: The measurement or the document that says so.
         phone: Where the best form depends on the phone: on what, and what to try there. Empty otherwise.
+        otherwise: What is better for graphs in which the padding costs more than it wins; see `settle`.
     """
 
     candidate: Candidate
     why: str
     source: str
     phone: str = ""
+    otherwise: "Choice | None" = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
@@ -97,13 +100,29 @@ _LITERT = Choice(
     _DOCS,
     "the GPU delegate copies each slice: compare with fold-split on the phones that matter",
 )
+_ORT_PHONES = (
+    "ONNX Runtime blocks by 16 channels with AVX-512, by 8 on other x86 processors and not at all on most "
+    "Arm ones: compare fold, and fold-split with and without padding, on the phones that matter"
+)
 _ORT = Choice(
     Candidate("fold-split", Options(align=16, merge=16, carry=16)),
     "no shuffle is left to run, and all data stays in ONNX Runtime's blocked layout",
     _DOCS,
-    "ONNX Runtime blocks by 16 channels with AVX-512, by 8 on other x86 processors and not at all on most "
-    "Arm ones: compare with fold-split without padding on the phones that matter",
+    _ORT_PHONES,
+    Choice(
+        Candidate("fold"),
+        "no shuffle is left to run; most channel counts are whole blocks already, so padding would cost more "
+        "than it wins",
+        _DOCS,
+        _ORT_PHONES,
+    ),
 )
+_PAYS = 1.5
+"""Dividing tensors into whole blocks costs arithmetic. It pays where that is at most this many times what
+rounding the captured tensors up to whole blocks would cost: the further their counts are from whole blocks,
+the more is computed outside blocks, or for nothing, anyway. Measured in ONNX Runtime (docs/latency.md):
+padding wins in V2 x0.5, x1.0 and x2.0 (1.0, 0.2 and 0.2 times) and in V1 (0 to 0.4), and loses in V2 x1.5
+(2.4), whose larger stages have 176 and 352 channels."""
 _TABLE: Final[Mapping[tuple[str, str], Choice]] = MappingProxyType(
     {
         ("onnx", "fp32"): _ORT,
@@ -170,6 +189,39 @@ def _aligned(options: Options, align: int) -> Options:
     return replace(
         options, align=align, merge=width if options.merge else 0, carry=width if options.carry else 0
     )
+
+
+def settle(graph: Graph, choice: Choice) -> Choice:
+    """Return a choice as it stands for a graph: its alternative where padding does not pay.
+
+    Raises:
+        GraphError: The graph's operator set is older than the operators that are written.
+    """
+    block = choice.candidate.options.align
+    if choice.otherwise is None or block == 1 or not analyze(graph).sites:
+        return choice
+    divided, _ = choice.candidate.apply(graph)
+    plain, rounded, padded = (_multiply_adds(g, n) for g, n in ((graph, 1), (graph, block), (divided, block)))
+    return choice if padded - rounded <= _PAYS * (rounded - plain) else choice.otherwise
+
+
+def _multiply_adds(graph: Graph, block: int) -> int:
+    """Return the multiply-adds of the convolutions, with channel counts rounded up to whole blocks.
+
+    Those of an image are not: its channels are read one by one. Nor are those of groups.
+    """
+    total = 0
+    for node in graph.nodes:
+        given = node.inputs[0] if node.op_type == "Conv" else None
+        weight = None if given is None else Graph.constant(node.inputs[1])
+        if given is None or weight is None:
+            continue
+        rows, columns, *kernel = weight.shape
+        if node.attributes.get_int("group", 1) == 1 and given.producer() is not None:
+            columns = -(-columns // block) * block
+        area = [d for d in Graph.shape(node.outputs[0])[2:] if isinstance(d, int)]
+        total += -(-rows // block) * block * columns * math.prod(kernel) * math.prod(area)
+    return total
 
 
 def lower(graph: Graph, candidate: Candidate) -> tuple[Graph, Report]:

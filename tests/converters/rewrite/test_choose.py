@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from converters.rewrite.nets import captured, difference
-from shufflectl.converters.rewrite.choose import NATIVE, Candidate, candidates, choose, lower, parse_align
+from shufflectl.converters.rewrite.choose import (
+    NATIVE,
+    Candidate,
+    candidates,
+    choose,
+    lower,
+    parse_align,
+    settle,
+)
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
 from shufflectl.converters.targets import PRECISIONS, TARGETS
 from shufflectl.errors import UsageError
@@ -97,3 +105,21 @@ def test_the_choice_computes_the_same(target: str) -> None:
 
 def test_a_label_tells_candidates_apart() -> None:
     assert "fold-split, align 16, merge 16, carry 16" == Candidate("fold-split", Options(16, 0, 16, 16)).label
+
+
+def test_padding_is_left_out_where_counts_are_whole_blocks_already() -> None:
+    """Branches of 48 channels would be divided into blocks that hold 24, 12 and 12."""
+    whole = captured(ShuffleNetV2((3, 5), (16, 96, 192, 32), 10), size=64)
+    odd = captured(ShuffleNetV2((3, 5), (16, 100, 164, 32), 10), size=64)
+    choice = choose("onnx", "fp32")
+    assert choice == settle(odd, choice)
+    settled = settle(whole, choice)
+    assert "fold" == settled.candidate.form
+    assert 1 == settled.candidate.options.align
+    assert difference(whole, lower(whole, settled.candidate)[0]) < 1e-5
+
+
+def test_what_was_asked_for_stays() -> None:
+    whole = captured(ShuffleNetV2((3, 5), (16, 96, 192, 32), 10), size=64)
+    asked = choose("onnx", "fp32", shuffle="fold-split", align=16)
+    assert asked == settle(whole, asked)
