@@ -69,7 +69,8 @@ Verbose = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="[cyan]digits[/] (bundled), a checkpoint (.safetensors, .pt, .pth), or [cyan]random:SEED[/]."
+        help="[cyan]digits[/] (bundled), [cyan]imagenet[/] (torchvision's, downloaded), a checkpoint "
+        "(.safetensors, .pt, .pth), or [cyan]random:SEED[/]."
     ),
 ]
 Images = Annotated[

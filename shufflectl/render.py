@@ -312,7 +312,7 @@ def models(output: Output, variants: "Sequence[Variant]") -> None:
                 f"{variant.parameters / 1e6:.2f}",
                 f"{variant.multiply_adds / 1e6:.1f}",
                 "" if top1 is None else f"{top1:.1f}",
-                ", ".join(variant.weights),
+                ", ".join(variant.words),
                 "" if published is None else published.source,
             ]
         )

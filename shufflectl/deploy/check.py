@@ -20,7 +20,9 @@ from shufflectl.deploy.options import ParityOptions
 from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
 from shufflectl.models import LoadedModel, load
+from shufflectl.models.download import cached
 from shufflectl.models.preprocess import IMAGENET
+from shufflectl.models.zoo import variants
 
 __all__ = ["CheckResult", "check"]
 
@@ -112,7 +114,7 @@ def _check(
     group: _Group, name: str | None, weights: str | None, options: ParityOptions, notify: Notify
 ) -> Verification:
     notify("loading weights", 0, 0)
-    loaded = _reference_model(group, name, weights)
+    loaded = _reference_model(group, name, weights, notify)
     size, batch = _input(group.artifacts[0], options)
     if loaded is not None:
         model, module = loaded, loaded.module
@@ -139,18 +141,20 @@ def _check(
     return replace(verification, results=results)
 
 
-def _reference_model(group: _Group, name: str | None, weights: str | None) -> LoadedModel | None:
+def _reference_model(
+    group: _Group, name: str | None, weights: str | None, notify: Notify
+) -> LoadedModel | None:
     """Return the torch model that the files say they are, or that the user names; None when out of reach."""
     info = group.info
     wanted = name or (info.name if info else None)
     if wanted is None and weights is None:
         return None
     spec = weights or (info.weights if info else None)
-    if spec is None or (weights is None and not _reproducible(spec)):
+    if spec is None or (weights is None and not _reproducible(spec, wanted)):
         return None
     # A classifier of another width than the default is in the files, not in `random:SEED`.
     classes = _classes(group.artifacts[0]) if spec.startswith("random") else None
-    loaded = load(wanted, weights=spec, num_classes=classes)
+    loaded = load(wanted, weights=spec, num_classes=classes, notify=notify)
     if info is not None and name in (None, info.name) and info.weights_sha256 != loaded.weights_sha256:
         raise CheckpointError(
             f"{loaded.weights} is not what the files were made from: SHA-256 {loaded.weights_sha256[:12]},"
@@ -160,8 +164,17 @@ def _reference_model(group: _Group, name: str | None, weights: str | None) -> Lo
     return loaded
 
 
-def _reproducible(weights: str) -> bool:
-    """Whether weights can be had from their name alone."""
+def _reproducible(weights: str, model: str | None) -> bool:
+    """Whether weights can be had from their name alone, without a download that nobody asked for."""
+    published = [
+        item
+        for row in variants()
+        if row.name == model
+        for item in row.pretrained
+        if item.word == weights and weights not in row.weights
+    ]
+    if published:
+        return cached(published[0]) is not None
     return weights.startswith("random:") or Path(weights).suffix == ""
 
 

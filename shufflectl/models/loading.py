@@ -1,6 +1,6 @@
 """From a variant's name and a word for its weights to a module that is ready to export."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, printable
 from shufflectl.models.checkpoints.fit import Fitted, fit, skeleton, some
 from shufflectl.models.checkpoints.header import METADATA_KEY, described, record
 from shufflectl.models.checkpoints.identify import identify
+from shufflectl.models.download import Notify, fetch
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 from shufflectl.models.random_weights import digest, random_state
 from shufflectl.models.zoo import Variant
@@ -61,21 +62,29 @@ class LoadedModel:
 
 
 def load(
-    name: str | None = None, *, weights: str | None = None, num_classes: int | None = None
+    name: str | None = None,
+    *,
+    weights: str | None = None,
+    num_classes: int | None = None,
+    notify: Notify = lambda _what, _done, _total: None,
 ) -> LoadedModel:
     """Return a network with weights and their description.
 
     Args:
         name: A variant's name, as `zoo.names` lists them, or as `identify` gives it for a file of a network
             that is not listed. None for what the weights file is of.
-        weights: ``digits`` for the bundled weights, the path of a ``.safetensors``, ``.pt`` or ``.pth`` file,
-            or ``random:SEED``. None stands for ``random:0``.
+        weights: ``digits`` for the bundled weights, ``imagenet`` for those that torchvision publishes, the
+            path of a ``.safetensors``, ``.pt`` or ``.pth`` file, or ``random:SEED``. None stands for
+            ``random:0``.
         num_classes: Width of the logits. None takes the weights' own, and 1000 for random ones.
+        notify: Told about the progress of a download.
 
     Raises:
         UsageError: There is no such variant, the seed is not a number, the variant has no such bundled
             weights, or neither a variant nor a file is named.
         CheckpointError: The file cannot be used, is of another network, or is for another number of classes.
+        UnavailableError: Published weights cannot be downloaded.
+        OutputError: Nor stored.
     """
     spec = _DEFAULT if weights is None else weights
     is_file = _is_file(spec)
@@ -89,15 +98,18 @@ def load(
     row = zoo.variant(name or "")
     if num_classes is not None and not 1 <= num_classes <= _MAX_CLASSES:
         raise UsageError(f"the number of classes is {num_classes}, and must be 1 to {_MAX_CLASSES}")
-    bundled = {word for other in zoo.variants() for word in other.weights}
-    if spec in bundled:
-        return _bundled(row, spec, num_classes)
+    if spec in _words():
+        if spec not in row.words:
+            raise _no_such_weights(row, spec)
+        if spec in row.weights:
+            return _bundled(row, spec, num_classes)
+        return _published(row, spec, num_classes, notify)
     if spec.startswith(_RANDOM) or spec == _RANDOM.rstrip(":"):
         return _random(row, spec, num_classes)
     if not is_file:
         raise UsageError(
             f"there are no weights {spec!r}",
-            hint=f"pass {', '.join(sorted(bundled))}, random:SEED, or a file ({', '.join(SUFFIXES)})",
+            hint=f"pass {', '.join(_words())}, random:SEED, or a file ({', '.join(SUFFIXES)})",
         )
     path = Path(spec)
     return _from_file(row, read(path), path.name, num_classes)
@@ -105,7 +117,7 @@ def load(
 
 def _is_file(spec: str) -> bool:
     """Whether the words for weights are a path."""
-    if spec.startswith(_RANDOM) or spec in {word for row in zoo.variants() for word in row.weights}:
+    if spec.startswith(_RANDOM) or spec in _words():
         return False
     return Path(spec).suffix.lower() in SUFFIXES or Path(spec).exists()
 
@@ -149,13 +161,33 @@ def _random(row: Variant, spec: str, num_classes: int | None) -> LoadedModel:
     )
 
 
+def _words() -> tuple[str, ...]:
+    """Return what trained weights can be had by name, of any model."""
+    return tuple(sorted({word for row in zoo.variants() for word in row.words}))
+
+
+def _no_such_weights(row: Variant, word: str) -> UsageError:
+    having = [other for other in zoo.variants() if word in other.words]
+    kind = "bundled" if word in having[0].weights else "published"
+    return UsageError(
+        f"there are no {kind} weights {word!r} for {row.name}",
+        hint=f"models that have them: {', '.join(other.name for other in having)}",
+    )
+
+
+def _published(row: Variant, word: str, num_classes: int | None, notify: Notify) -> LoadedModel:
+    item = next(item for item in row.pretrained if item.word == word)
+    loaded = _from_file(row, read(fetch(item, notify)), word, num_classes)
+    return replace(
+        loaded,
+        author="torchvision",
+        version=item.version,
+        description=f"{row.name} with torchvision's weights {item.version}: {item.top1_accuracy:g} % top-1 "
+        "on ImageNet-1K",
+    )
+
+
 def _bundled(row: Variant, word: str, num_classes: int | None) -> LoadedModel:
-    if word not in row.weights:
-        having = [other.name for other in zoo.variants() if word in other.weights]
-        raise UsageError(
-            f"there are no bundled weights {word!r} for {row.name}",
-            hint=f"models that have them: {', '.join(having)}",
-        )
     resource = resources.files("shufflectl.models") / "weights" / f"{row.name}_{word}.safetensors"
     with resources.as_file(resource) as path:
         return _from_file(row, read(path), word, num_classes)

@@ -21,7 +21,7 @@ from shufflectl.errors import UsageError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FAMILIES", "Published", "Registry", "Variant", "names", "variant", "variants"]
+__all__ = ["FAMILIES", "Pretrained", "Published", "Registry", "Variant", "names", "variant", "variants"]
 
 FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -79,6 +79,46 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Trained weights that somebody publishes.
+
+    Attributes:
+        word: What users call them.
+        url: Where they are.
+        sha256: The beginning of the file's SHA-256, in hexadecimal.
+        size: In bytes, as published: rounded to a thousandth of a MiB.
+        top1_accuracy: In per cent, as published.
+        source: Who publishes them, and where the figures stand.
+        version: Their name there.
+    """
+
+    word: str
+    url: str
+    sha256: str
+    size: int
+    top1_accuracy: float
+    source: str
+    version: str
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {
+            "name": self.word,
+            "url": self.url,
+            "sha256_prefix": self.sha256,
+            "bytes": self.size,
+            "top1_accuracy": self.top1_accuracy,
+            "source": self.source,
+            "version": self.version,
+        }
+
+
+@dataclass(frozen=True)
 class Variant:
     """One network.
 
@@ -93,6 +133,7 @@ class Variant:
         published: What the authors report; None where they report nothing for this width.
         input_size: Height and width in pixels that the papers' figures are for.
         weights: Names of the bundled trained weights.
+        pretrained: Trained weights that can be downloaded.
     """
 
     name: str
@@ -104,6 +145,12 @@ class Variant:
     published: Published | None = None
     input_size: int = 224
     weights: tuple[str, ...] = ()
+    pretrained: tuple[Pretrained, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What trained weights can be had by name."""
+        return (*self.weights, *(item.word for item in self.pretrained))
 
     def build(self, num_classes: int = 1000) -> "nn.Module":
         """Return the module with torch's own initialisation, in training mode."""
@@ -122,7 +169,8 @@ class Variant:
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "published": None if self.published is None else self.published.to_json(),
-            "weights": list(self.weights),
+            "weights": list(self.words),
+            "pretrained": [item.to_json() for item in self.pretrained],
         }
 
 
@@ -181,6 +229,32 @@ def variant(name: str) -> Variant:
     return _REGISTRY[name]
 
 
+def _torchvision(file: str, mebibytes: float, top1: float, module: str, version: str) -> tuple[Pretrained]:
+    """Return what torchvision publishes; ``mebibytes`` is its ``_file_size``, ``top1`` its ``acc@1``."""
+    return (
+        Pretrained(
+            word="imagenet",
+            url=f"https://download.pytorch.org/models/{file}",
+            sha256=file.rpartition("-")[2].removesuffix(".pth"),
+            size=round(mebibytes * 2**20),
+            top1_accuracy=top1,
+            source=f"pytorch/vision, torchvision/models/{module}.py",
+            version=version,
+        ),
+    )
+
+
+_TORCHVISION_V2: Final = {
+    "x0_5": _torchvision("shufflenetv2_x0.5-f707e7126e.pth", 5.282, 60.552, "shufflenetv2", "IMAGENET1K_V1"),
+    "x1_0": _torchvision("shufflenetv2_x1-5666bf0f80.pth", 8.791, 69.362, "shufflenetv2", "IMAGENET1K_V1"),
+    "x1_5": _torchvision("shufflenetv2_x1_5-3c479a10.pth", 13.557, 72.996, "shufflenetv2", "IMAGENET1K_V1"),
+    "x2_0": _torchvision("shufflenetv2_x2_0-8be3c8ee.pth", 28.433, 76.230, "shufflenetv2", "IMAGENET1K_V1"),
+}
+_TORCHVISION_MOBILENET_V2: Final = _torchvision(
+    "mobilenet_v2-7ebf99e0.pth", 13.598, 72.154, "mobilenetv2", "IMAGENET1K_V2"
+)
+
+
 def _shufflenet_v2() -> Iterator[Variant]:
     table8 = f"{_V2}, tables 5 and 8"
     rows = (
@@ -199,6 +273,7 @@ def _shufflenet_v2() -> Iterator[Variant]:
             multiply_adds=multiply_adds,
             published=published,
             weights=weights,
+            pretrained=_TORCHVISION_V2[width],
         )
 
 
@@ -373,6 +448,7 @@ def _mobilenet(
         parameters=parameters,
         multiply_adds=multiply_adds,
         published=published,
+        pretrained=_TORCHVISION_MOBILENET_V2 if (version, width) == ("v2", 1.0) else (),
     )
 
 

@@ -9,7 +9,7 @@ from shufflectl.converters.capture import capture
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.rewrite.lowering import Options, apply
 from shufflectl.converters.targets import TARGETS, EmitOptions, Layout
-from shufflectl.deploy.check import check
+from shufflectl.deploy.check import _reproducible, check
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.errors import ArtifactError, DataError
 from support.nets import example, tiny_v2
@@ -102,3 +102,13 @@ def test_a_rewritten_file_serves_as_the_reference(layout: Layout, tmp_path: Path
         # What both files hold as the captured graph has it: one is padded or permuted nearly everywhere.
         assert {"conv1.2", "maxpool", "logits"} <= {layer.tensor for layer in examination.layers}
         assert [] == [layer.problem for layer in examination.layers if layer.problem]
+
+
+def test_a_check_downloads_no_weights_that_nobody_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHUFFLECTL_CACHE", str(tmp_path))
+    assert not _reproducible("imagenet", "shufflenet_v2_x1_0")
+    assert _reproducible("digits", "shufflenet_v2_x0_5")
+    assert _reproducible("random:3", "shufflenet_v2_x1_0")
+    assert not _reproducible("best.pth", "shufflenet_v2_x1_0")

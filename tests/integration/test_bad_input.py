@@ -184,7 +184,7 @@ def test_a_number_of_classes_that_does_not_fit_names_both(tmp_path: Path, run_cl
         (["export", MODEL, "--align", "0"], 2, ["'0'"]),
         (["export", MODEL, "--images", "none"], 2, ["none"]),
         (["export", MODEL, "--runtime", "onnx-runtime"], 2, ["onnx-runtime", "onnxruntime"]),
-        (["export", MODEL, "--weights", "imagenet"], 2, ["imagenet"]),
+        (["export", MODEL, "--weights", "cifar"], 2, ["cifar"]),
         (["export", MODEL, "--weights", "random:x"], 2, ["random:x"]),
         (["export", "mobilenet_v2_x1_0", "--weights", "digits"], 2, ["digits", MODEL]),
         (["export", MODEL, "--target", "coreml", "--minimum-deployment-target", "iOS99"], 2, ["iOS99"]),

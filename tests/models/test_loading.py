@@ -173,10 +173,16 @@ def test_bundled_weights_with_another_number_of_classes_are_refused() -> None:
     assert "--num-classes 10" in caught.value.hint
 
 
-def test_an_unknown_word_lists_what_there_is() -> None:
-    with pytest.raises(UsageError, match="no weights 'imagenet'") as caught:
+def test_published_weights_of_another_model_are_refused_with_the_models_that_have_them() -> None:
+    with pytest.raises(UsageError, match=f"no published weights 'imagenet' for {SMALL}") as caught:
         models.load(SMALL, weights="imagenet")
-    assert "digits" in caught.value.hint
+    assert "shufflenet_v2_x1_0" in caught.value.hint
+
+
+def test_an_unknown_word_lists_what_there_is() -> None:
+    with pytest.raises(UsageError, match="no weights 'cifar'") as caught:
+        models.load(SMALL, weights="cifar")
+    assert "digits, imagenet" in caught.value.hint
     assert "random:SEED" in caught.value.hint
 
 

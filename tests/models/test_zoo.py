@@ -138,7 +138,7 @@ def test_registry_is_read_without_torch() -> None:
 def test_a_record_survives_json(name: str) -> None:
     row = zoo.variant(name)
     document = json.loads(json.dumps(row.to_json()))
-    assert (row.name, row.parameters, list(row.weights)) == (
+    assert (row.name, row.parameters, list(row.words)) == (
         document["name"],
         document["parameters"],
         document["weights"],

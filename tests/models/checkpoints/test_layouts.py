@@ -52,11 +52,10 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], str, Preprocess]] = {
         for groups, widen, name in (
             (1, 0.25, "shufflenet_v1_g1_6x40x72x144"),
             (3, 1.0, "shufflenet_v1_g3_x1_0"),
-            (8, 0.5, "shufflenet_v1_g8_12x192x384x768"),
+            (4, 1.0, "shufflenet_v1_g4_x1_0"),
+            (8, 1.0, "shufflenet_v1_g8_x1_0"),
         )
-        if (192 - 12) % groups == 0
     },
-    "mmpretrain v1 g4 1.0": ("mmpretrain", partial(MmV1, 4, 1.0, 5), "shufflenet_v1_g4_x1_0", IMAGENET),
     "mmpretrain v2 0.5": ("mmpretrain", partial(MmV2, 0.5, 5), "shufflenet_v2_x0_5", IMAGENET),
     "mmpretrain v2 1.0": ("mmpretrain", partial(MmV2, 1.0, 5), "shufflenet_v2_x1_0", IMAGENET),
     **{
