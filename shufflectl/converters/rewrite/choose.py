@@ -69,7 +69,8 @@ class Choice:
         why: Why this one, in one sentence.
         source: The measurement or the document that says so.
         phone: Where the best form depends on the phone: on what, and what to try there. Empty otherwise.
-        otherwise: What is better for graphs in which the padding costs more than it wins; see `settle`.
+        otherwise: What is better for graphs that it does not suit; see `settle`.
+        avoid: Operators that the runtime does not take; a form that needs one does not suit.
     """
 
     candidate: Candidate
@@ -77,6 +78,7 @@ class Choice:
     source: str
     phone: str = ""
     otherwise: "Choice | None" = None
+    avoid: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
@@ -99,6 +101,13 @@ _LITERT = Choice(
     "no shuffle is left to run, and XNNPACK takes every operator in one partition",
     _DOCS,
     "the GPU delegate copies each slice: compare with fold-split on the phones that matter",
+    Choice(
+        Candidate("interleave"),
+        "fold would gather what its residual connections scatter, and XNNPACK has no gather",
+        _DOCS,
+        "concats on a new axis copy single elements: compare with rank4 on the phones that matter",
+    ),
+    avoid=("Gather",),
 )
 _ORT_PHONES = (
     "ONNX Runtime blocks by 16 channels with AVX-512, by 8 on other x86 processors and not at all on most "
@@ -192,15 +201,22 @@ def _aligned(options: Options, align: int) -> Options:
 
 
 def settle(graph: Graph, choice: Choice) -> Choice:
-    """Return a choice as it stands for a graph: its alternative where padding does not pay.
+    """Return a choice as it stands for a graph: its alternative where it does not suit.
+
+    It does not where its form brings in an operator that the runtime does not take, or where its padding does
+    not pay.
 
     Raises:
         GraphError: The graph's operator set is older than the operators that are written.
     """
     block = choice.candidate.options.align
-    if choice.otherwise is None or block == 1 or not analyze(graph).sites:
+    if choice.otherwise is None or not analyze(graph).sites:
         return choice
-    divided, _ = choice.candidate.apply(graph)
+    divided, report = choice.candidate.apply(graph)
+    if any(report.operators_after.get(op, 0) > report.operators_before.get(op, 0) for op in choice.avoid):
+        return choice.otherwise
+    if block == 1:
+        return choice
     plain, rounded, padded = (_multiply_adds(g, n) for g, n in ((graph, 1), (graph, block), (divided, block)))
     return choice if padded - rounded <= _PAYS * (rounded - plain) else choice.otherwise
 

@@ -18,6 +18,7 @@ from shufflectl.converters.rewrite.choose import (
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
 from shufflectl.converters.targets import PRECISIONS, TARGETS
 from shufflectl.errors import UsageError
+from shufflectl.models.shufflenet_v2 import ShuffleNetV2Large
 from support.graphs import graph_from_text
 from support.nets import ShuffleNetV2
 
@@ -123,3 +124,15 @@ def test_what_was_asked_for_stays() -> None:
     whole = captured(ShuffleNetV2((3, 5), (16, 96, 192, 32), 10), size=64)
     asked = choose("onnx", "fp32", shuffle="fold-split", align=16)
     assert asked == settle(whole, asked)
+
+
+def test_tflite_gets_no_gather() -> None:
+    """Residual connections scatter what a unit reads over single channels; XNNPACK has no gather."""
+    large = ShuffleNetV2Large((8,), (16, 80, 88, 96), (1, 8, 1, 1), excite=True, num_classes=10)
+    graph = captured(large, size=64)
+    choice = choose("tflite", "fp32")
+    assert "Gather" in {n.op_type for n in choice.candidate.apply(graph)[0].nodes}
+    after, report = lower(graph, settle(graph, choice).candidate)
+    assert "Gather" not in report.operators_after
+    assert report.rank_after == 4
+    assert difference(graph, after) < 1e-5
