@@ -70,7 +70,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         help="[cyan]digits[/] (bundled), [cyan]imagenet[/] (torchvision's, downloaded), a checkpoint "
-        "(.safetensors, .pt, .pth), or [cyan]random:SEED[/]."
+        "(.safetensors, .pt, .pth, .ckpt), or [cyan]random:SEED[/]."
     ),
 ]
 Images = Annotated[
@@ -411,7 +411,9 @@ def explain(
     epilog="Examples:\n\n  shufflectl identify best.pth\n\n  shufflectl identify epoch_300.pth --json"
 )
 def identify(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint: .safetensors, .pt or .pth.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A checkpoint: .safetensors, .pt, .pth, .ckpt.")
+    ],
     _json: Json = False,
     _verbose: Verbose = False,
 ) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from shufflectl.errors import CheckpointError, UsageError
 from shufflectl.models import zoo
-from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, printable, read
+from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, is_checkpoint, printable, read
 from shufflectl.models.checkpoints.fit import Fitted, fit, skeleton, some
 from shufflectl.models.checkpoints.header import METADATA_KEY, described, record
 from shufflectl.models.checkpoints.identify import identify
@@ -74,8 +74,8 @@ def load(
         name: A variant's name, as `zoo.names` lists them, or as `identify` gives it for a file of a network
             that is not listed. None for what the weights file is of.
         weights: ``digits`` for the bundled weights, ``imagenet`` for those that torchvision publishes, the
-            path of a ``.safetensors``, ``.pt`` or ``.pth`` file, or ``random:SEED``. None stands for
-            ``random:0``.
+            path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt`` file, or ``random:SEED``. None stands
+            for ``random:0``.
         num_classes: Width of the logits. None takes the weights' own, and 1000 for random ones.
         notify: Told about the progress of a download.
 
@@ -119,7 +119,7 @@ def _is_file(spec: str) -> bool:
     """Whether the words for weights are a path."""
     if spec.startswith(_RANDOM) or spec in _words():
         return False
-    return Path(spec).suffix.lower() in SUFFIXES or Path(spec).exists()
+    return is_checkpoint(Path(spec)) or Path(spec).exists()
 
 
 def _from_unnamed_file(name: str | None, path: Path, num_classes: int | None) -> LoadedModel:

@@ -1,9 +1,9 @@
 """Reading a weights file without trusting it.
 
-Two kinds of files are read. ``.safetensors`` holds tensors and text. ``.pt`` and ``.pth`` hold a pickle,
-which is a program: it is read with ``weights_only=True``, whose interpreter knows tensors and containers
-and calls nothing else, and what the program would call is listed before it is run, so that the refusal can
-say so. A file is also refused where it would unpack to more than it holds.
+Two kinds of files are read. ``.safetensors`` holds tensors and text. ``.pt``, ``.pth``, ``.ckpt`` and the
+others hold a pickle, which is a program: it is read with ``weights_only=True``, whose interpreter knows
+tensors and containers and calls nothing else, and what the program would call is listed before it is run, so
+that the refusal can say so. A file is also refused where it would unpack to more than it holds.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from shufflectl.errors import CheckpointError
 
-__all__ = ["SUFFIXES", "WeightsFile", "printable", "read", "sha256"]
+__all__ = ["SUFFIXES", "WeightsFile", "is_checkpoint", "printable", "read", "sha256"]
 
-SUFFIXES: Final = (".safetensors", ".pt", ".pth")
+SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".pth.tar", ".pkl", ".bin")
 
 _MAX_BYTES = (
     4 << 30
@@ -124,6 +124,11 @@ class WeightsFile:
     others: tuple[str, ...] = ()
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file's name ends as those of checkpoints do."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
 def read(path: Path) -> WeightsFile:
     """Read a weights file. No code from it runs.
 
@@ -131,8 +136,7 @@ def read(path: Path) -> WeightsFile:
         CheckpointError: The file is missing, of an unknown kind, empty, too large, truncated or corrupt,
             would run code, or holds no state dict.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if not is_checkpoint(path):
         raise CheckpointError(
             f"{path.name or path} is not a checkpoint: weights files end in {', '.join(SUFFIXES)}",
             hint="save the model's state_dict with torch.save or safetensors.torch.save_file",
@@ -154,7 +158,7 @@ def read(path: Path) -> WeightsFile:
                 hint="save the state_dict alone, without the optimizer",
             )
         digest = sha256(path)
-        read_kind = _safetensors if suffix == ".safetensors" else _pickled
+        read_kind = _safetensors if path.suffix.lower() == ".safetensors" else _pickled
         return replace(read_kind(path, size), sha256=digest)
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}") from error
@@ -170,7 +174,7 @@ def _neighbours(path: Path) -> str:
     """Return a hint that names the weights files beside a missing one."""
     if not path.parent.is_dir():
         return f"the folder {str(path.parent)!r} does not exist"
-    found = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = sorted(p.name for p in path.parent.iterdir() if is_checkpoint(p))
     if not found:
         return f"the folder {str(path.parent)!r} holds no weights file"
     return f"weights files in that folder: {', '.join(found[:8])}" + (", ..." if len(found) > 8 else "")

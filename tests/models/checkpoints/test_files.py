@@ -66,7 +66,7 @@ def test_safetensors_are_read_with_their_metadata(tmp_path: Path) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".PTH"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".PTH", ".ckpt", ".pth.tar"])
 @pytest.mark.parametrize("archived", [True, False], ids=["zip", "before torch 1.6"])
 def test_what_torch_saved_is_read(tmp_path: Path, suffix: str, archived: bool) -> None:
     path = tmp_path / f"w{suffix}"
@@ -208,7 +208,7 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_lists_those_that_are_read(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"end in \.safetensors, \.pt, \.pth"):
+    with pytest.raises(CheckpointError, match=r"end in \.safetensors, \.pt, \.pth, \.ckpt"):
         read(tmp_path / "w.h5")
 
 
