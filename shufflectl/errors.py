@@ -14,7 +14,7 @@
     ├── ParityError                      4  two formats disagree
     ├── GateError                        5  a budget or regression gate failed
     ├── UnstableError                    6  a measurement is inconclusive or unstable
-    ├── UnavailableError                 7  a device or runtime is not available here
+    ├── UnavailableError                 7  a device, runtime or download is not available here
     └── MissingDependencyError           8  an optional dependency is not installed
 
 A message is one sentence that says what happened and why; ``hint`` says what to do about it.
@@ -130,7 +130,7 @@ class UnstableError(ShufflectlError):
 
 
 class UnavailableError(ShufflectlError):
-    """A device or runtime does not exist on this platform or cannot be reached."""
+    """A device, runtime or server does not exist on this platform or cannot be reached."""
 
     exit_code = 7
 

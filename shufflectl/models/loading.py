@@ -8,6 +8,7 @@ from torch import nn
 
 from shufflectl.errors import CheckpointError, UsageError
 from shufflectl.models import zoo
+from shufflectl.models.checkpoints.architecture import is_custom
 from shufflectl.models.checkpoints.files import SUFFIXES, WeightsFile, is_checkpoint, printable, read
 from shufflectl.models.checkpoints.fit import Fitted, fit, skeleton, some
 from shufflectl.models.checkpoints.header import METADATA_KEY, described, record
@@ -124,8 +125,8 @@ def _is_file(spec: str) -> bool:
 
 def _from_unnamed_file(name: str | None, path: Path, num_classes: int | None) -> LoadedModel:
     """Return the network that a file is of; a name that is not listed must be the one found."""
-    if name is not None and "_" not in name:
-        zoo.variant(name)  # not a name that `identify` gives: refused before the file is read
+    if name is not None and not is_custom(name):
+        zoo.variant(name)  # refuses it, before the file is read
     file = read(path)
     found = identify(file)
     if name is not None and (found.match is None or found.match.variant.name != name):

@@ -15,8 +15,8 @@ from support.wild import MegviiV1, MegviiV2, MmV1, pytorchcv_model
 
 pytestmark = pytest.mark.integration
 
-# One of each convention: the inverse shuffle, the split by parity with a narrow left branch, the shuffle behind
-# the depthwise convolution, max pooling without padding.
+# One of each convention: the inverse shuffle, the split by parity with a narrow left branch, the shuffle
+# behind the depthwise convolution, max pooling without padding.
 DEFINITIONS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
     "megvii v1": (partial(MegviiV1, 8, "0.5x", 4), ("tflite",), "shufflenet_v1_g8_x0_5"),
     "megvii v2": (partial(MegviiV2, "1.0x", 4), ("onnx", "tflite"), "shufflenet_v2_x1_0"),

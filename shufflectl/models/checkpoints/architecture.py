@@ -5,6 +5,7 @@ family, groups in V1, then the channels of the first convolution, of the stages 
 convolution, for example ``shufflenet_v2_24x176x352x704x1553``.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count as counting
@@ -19,10 +20,11 @@ from shufflectl.models.checkpoints.layout import STANDARD_UNITS, Layout
 from shufflectl.models.count import count
 from shufflectl.models.zoo import Variant, names, variants
 
-__all__ = ["Shapes", "architecture", "skeleton"]
+__all__ = ["Shapes", "architecture", "is_custom", "skeleton"]
 
 _STAGES: Final = (2, 3, 4)
 _CLASSES: Final = 1000  # that figures of networks are stated for
+_CUSTOM: Final = re.compile(r"shufflenet_v(1_g\d+|2)_\d+(x\d+){3,4}(_u\d+x\d+x\d+)?")
 
 Shapes = Callable[[str], tuple[int, ...]]
 """Gives a tensor's shape by our name; raises KeyError where there is none."""
@@ -32,6 +34,11 @@ def skeleton(variant: Variant, num_classes: int) -> nn.Module:
     """Return the variant's module on the meta device: names and shapes without values."""
     with torch.device("meta"):
         return variant.build(num_classes)
+
+
+def is_custom(name: str) -> bool:
+    """Whether a name is formed as those of networks that the registry lacks."""
+    return _CUSTOM.fullmatch(name) is not None
 
 
 def architecture(layout: Layout, prefix: str, tensors: Mapping[str, Tensor]) -> Variant | None:

@@ -249,8 +249,9 @@ def test_a_network_that_is_not_listed_is_named_for_its_channels_and_found_again(
     x = torch.ones(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(module(x), loaded.module(x))
-    with pytest.raises(UsageError, match="no model named 'shufflenet_v2_9x9x9x9x9'"):
-        models.load("shufflenet_v2_9x9x9x9x9", weights=str(path))
+    for other in ("shufflenet_v2_9x9x9x9x9", "shufflenet_v1_g3_9x9x9x9", "resnet_50"):
+        with pytest.raises(UsageError, match=f"no model named '{other}'"):
+            models.load(other, weights=str(path))
 
 
 def test_a_changed_network_shows_the_nearest_and_what_does_not_fit() -> None:
