@@ -102,7 +102,7 @@ class Identification:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the findings as JSON values."""
+        """Return the findings as the document of ``schemas/identify-1.schema.json``."""
         found = self.match
         return {
             "schema": SCHEMA,

@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -325,11 +327,19 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160"})
 
 
+def validated(text: str) -> Any:
+    """Return a document, held against the schema in the package."""
+    schema = resources.files("shufflectl.deploy").joinpath("schemas/identify-1.schema.json")
+    document = json.loads(text)
+    jsonschema.validate(document, json.loads(schema.read_text("utf-8")))
+    return document
+
+
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(megvii().state_dict(), path)
     result = run("identify", str(path), "--json")
-    document = json.loads(result.stdout)
+    document = validated(result.stdout)
     assert 0 == result.exit_code
     assert ("shufflectl.identify/1", True, []) == (
         document["schema"],
@@ -355,7 +365,7 @@ def test_the_command_shows_candidates_and_then_fails(tmp_path: Path) -> None:
     result = run("identify", str(path))
     assert "conv_last.1.weight" in result.stdout
     assert isinstance(result.exception, CheckpointError)
-    document = json.loads(run("identify", str(path), "--json").stdout)
+    document = validated(run("identify", str(path), "--json").stdout)
     assert ["conv_last.1.weight"] == document["candidates"][0]["missing"]
 
 
