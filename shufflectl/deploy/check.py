@@ -24,7 +24,7 @@ from shufflectl.models.download import cached
 from shufflectl.models.preprocess import IMAGENET
 from shufflectl.models.zoo import variants
 
-__all__ = ["CheckResult", "check"]
+__all__ = ["CheckResult", "Group", "check", "find_groups", "image_input", "reference_model"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,14 @@ class CheckResult:
 
 
 @dataclass
-class _Group:
-    """The files of one model."""
+class Group:
+    """The files of one model.
+
+    Attributes:
+        info: What the files or their manifest say about the model; None for files of another tool.
+        artifacts: The files.
+        sha256: By file, what the manifest says.
+    """
 
     info: ModelInfo | None
     artifacts: list[Artifact] = field(default_factory=list)
@@ -106,16 +112,16 @@ def check(
         UnavailableError: No runtime here executes a format.
     """
     options = parity or ParityOptions()
-    groups = _groups(paths, notify)
+    groups = find_groups(paths, notify)
     return CheckResult(tuple(_check(group, model, weights, options, notify) for group in groups))
 
 
 def _check(
-    group: _Group, name: str | None, weights: str | None, options: ParityOptions, notify: Notify
+    group: Group, name: str | None, weights: str | None, options: ParityOptions, notify: Notify
 ) -> Verification:
     notify("loading weights", 0, 0)
-    loaded = _reference_model(group, name, weights, notify)
-    size, batch = _input(group.artifacts[0], options)
+    loaded = reference_model(group, name, weights, notify)
+    size, batch = image_input(group.artifacts[0], options)
     if loaded is not None:
         model, module = loaded, loaded.module
 
@@ -141,10 +147,21 @@ def _check(
     return replace(verification, results=results)
 
 
-def _reference_model(
-    group: _Group, name: str | None, weights: str | None, notify: Notify
+def reference_model(
+    group: Group, name: str | None, weights: str | None, notify: Notify
 ) -> LoadedModel | None:
-    """Return the torch model that the files say they are, or that the user names; None when out of reach."""
+    """Return the torch model that the files say they are, or that the user names; None when out of reach.
+
+    Args:
+        group: The files.
+        name: The model to compare with; None for what the files say.
+        weights: The weights to compare with; None for what the files say.
+        notify: Told about progress.
+
+    Raises:
+        CheckpointError: The given weights are not those of the files.
+        UsageError: There is no such model.
+    """
     info = group.info
     wanted = name or (info.name if info else None)
     if wanted is None and weights is None:
@@ -220,8 +237,13 @@ def _graph_of(artifact: Artifact) -> Graph | None:
     return graph
 
 
-def _input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | str]:
-    """Return height (and width) and batch size of a file's image input."""
+def image_input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | str]:
+    """Return height (and width) and batch size of a file's image input.
+
+    Raises:
+        ArtifactError: It has no image input, or leaves its height open.
+        UnavailableError: No runtime here executes the file.
+    """
     runtime = runtimes.choose(artifact.target, options.runtimes, python=options.runtime_python)
     with runtime.load(artifact.path) as session:
         shape = session.inputs[0].shape
@@ -243,8 +265,18 @@ def _input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | str]:
     return height, "dynamic" if batch is None else batch
 
 
-def _groups(paths: Sequence[Path], notify: Notify) -> list[_Group]:
-    groups: list[_Group] = []
+def find_groups(paths: Sequence[Path], notify: Notify) -> list[Group]:
+    """Return the files under the paths, by model.
+
+    Args:
+        paths: Export folders, or single artifacts.
+        notify: Told about progress.
+
+    Raises:
+        ArtifactError: A file is missing, damaged or of another kind.
+        UsageError: No path is given.
+    """
+    groups: list[Group] = []
     loose: list[Path] = []
     for path in paths:
         if path.is_dir() and path.suffix != TARGETS["coreml"].extension:
@@ -267,20 +299,20 @@ def _groups(paths: Sequence[Path], notify: Notify) -> list[_Group]:
     return groups
 
 
-def _from_manifest(folder: Path) -> list[_Group]:
+def _from_manifest(folder: Path) -> list[Group]:
     manifest = Manifest.load(folder / MANIFEST)
-    groups: dict[tuple[str, str, tuple[int | None, ...]], _Group] = {}
+    groups: dict[tuple[str, str, tuple[int | None, ...]], Group] = {}
     for model in manifest.models:
         key = (model.name, model.info.weights_sha256, model.input_shape)
-        group = groups.setdefault(key, _Group(model.info))
+        group = groups.setdefault(key, Group(model.info))
         for row in model.artifacts:
             group.artifacts.append(Artifact(row.path_in(folder), row.file, row.target, row.precision))
             group.sha256[row.file] = row.sha256
     return list(groups.values())
 
 
-def _from_files(paths: Sequence[Path], notify: Notify) -> list[_Group]:
-    by_name: dict[tuple[str, str, tuple[int | None, ...]] | None, _Group] = {}
+def _from_files(paths: Sequence[Path], notify: Notify) -> list[Group]:
+    by_name: dict[tuple[str, str, tuple[int | None, ...]] | None, Group] = {}
     for path in paths:
         target = _target_of(path)
         if target is None:
@@ -290,7 +322,7 @@ def _from_files(paths: Sequence[Path], notify: Notify) -> list[_Group]:
         info = summary.metadata
         # Files for other sizes of image are other models, as they are in a manifest.
         key = None if info is None else (info.name, info.weights_sha256, _image(summary))
-        group = by_name.setdefault(key, _Group(info))
+        group = by_name.setdefault(key, Group(info))
         file = path.name
         if any(a.file == file for a in group.artifacts):
             file = str(path)
