@@ -21,7 +21,7 @@ def _fresh_output() -> Any:
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
-    assert ["export", "check", "inspect", "explain", "identify", "models", "doctor"] == COMMANDS
+    assert ["export", "check", "evaluate", "inspect", "explain", "identify", "models", "doctor"] == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
