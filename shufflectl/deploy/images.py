@@ -1,19 +1,21 @@
 """The inputs that parity runs on: real images and random ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shufflectl.converters.trace import NHWC
+from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.models.data import digits_test
 from shufflectl.models.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from shufflectl.deploy.options import ParityOptions
 
-__all__ = ["Inputs", "gather"]
+__all__ = ["Inputs", "gather", "gather_shapes"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Inputs:
     """What every member of a comparison runs.
 
     Attributes:
-        by_kind: ``[N, 3, H, W]``, float32, as the model takes them; kinds are ``real`` and ``random``.
+        by_kind: ``[N, 3, H, W]``, float32, as the model takes them, or `Feeds` of all inputs; kinds are
+            ``real`` and ``random``.
         labels: By kind, ``[N]``, int64, where the model was trained on these classes.
     """
 
-    by_kind: dict[str, NDArray[np.float32]]
+    by_kind: Mapping[str, NDArray[np.float32] | Feeds]
     labels: dict[str, NDArray[np.int64]]
 
 
@@ -50,3 +53,71 @@ def gather(size: int, preprocess: Preprocess, labels: Sequence[str], options: "P
         {"real": preprocess.apply(data.images), "random": preprocess.apply(noise)},
         {"real": data.labels} if tuple(labels) == _DIGITS else {},
     )
+
+
+def gather_shapes(
+    shapes: Mapping[str, Sequence[int | str | None]],
+    preprocess: Preprocess,
+    labels: Sequence[str],
+    options: "ParityOptions",
+) -> Inputs:
+    """Return inputs for a model with any inputs: images where they can be, and uniform noise.
+
+    An input of three channels, ``[N, 3, H, W]`` or ``[N, H, W, 3]``, gets images; they are enlarged to the
+    longer side, and the middle of the shorter one is taken. Any other input gets noise between 0 and 1.
+
+    Args:
+        shapes: By the input's name; the first dimension is the batch, and the others are numbers.
+        preprocess: What happens to the images.
+        labels: See `gather`.
+        options: How many of each, and the seed.
+    """
+    sizes = {name: tuple(int(d) for d in shape[1:] if d is not None) for name, shape in shapes.items()}
+    if len(sizes) == 1:
+        (only,) = sizes.values()
+        if len(only) == 3 and only[0] == 3 and only[1] == only[2]:
+            return gather(only[1], preprocess, labels, options)
+    images = {name: area for name, shape in sizes.items() if (area := _area(shape)) is not None}
+    rng = np.random.default_rng(options.seed)
+    by_kind: dict[str, Feeds] = {}
+    answers: dict[str, NDArray[np.int64]] = {}
+    if images:
+        data = {name: digits_test(max(area), options.images) for name, area in images.items()}
+        first = next(iter(data.values()))
+        if tuple(labels) == _DIGITS:
+            answers["real"] = first.labels
+        by_kind["real"] = Feeds(
+            {
+                name: _laid_out(preprocess.apply(_middle(data[name].images, images[name])), shape)
+                if name in images
+                else rng.random((len(first.images), *shape), np.float32)
+                for name, shape in sizes.items()
+            }
+        )
+    noise: dict[str, NDArray[np.float32]] = {}
+    for name, shape in sizes.items():
+        if name in images:
+            pixels = rng.integers(0, 256, (options.random_images, *images[name], 3), np.uint8)
+            noise[name] = _laid_out(preprocess.apply(pixels), shape)
+        else:
+            noise[name] = rng.random((options.random_images, *shape), np.float32)
+    by_kind["random"] = Feeds(noise)
+    return Inputs(by_kind, answers)
+
+
+def _area(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return height and width of an image input; None where it is something else."""
+    if len(shape) != 3 or (shape[0] != 3 and shape[2] != 3):
+        return None
+    return (shape[1], shape[2]) if shape[0] == 3 else (shape[0], shape[1])
+
+
+def _laid_out(images: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return images ``[N, 3, H, W]`` in the layout that the input's shape has."""
+    return images if shape[0] == 3 else np.ascontiguousarray(images.transpose(NHWC))
+
+
+def _middle(images: NDArray[np.uint8], area: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the middle of square images ``[N, S, S, 3]``."""
+    top, left = ((images.shape[axis] - size) // 2 for axis, size in zip((1, 2), area, strict=True))
+    return images[:, top : top + area[0], left : left + area[1]]

@@ -1,23 +1,25 @@
 """Load artifacts in their runtimes, compare them with the reference and one another, name what is wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
+from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.choose import Candidate
+from shufflectl.converters.trace import TensorView, Trace
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.images import Inputs
 from shufflectl.deploy.inspect import Summary, summarize
 from shufflectl.deploy.options import ParityOptions
+from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.parity.locate import Divergence, Examination, Layer, examine
 from shufflectl.deploy.parity.metrics import Comparison
 from shufflectl.deploy.parity.nway import Accuracy, Member, ParityReport, check_parity
 from shufflectl.deploy.publish import digest
-from shufflectl.deploy.runtimes.base import Runtime
+from shufflectl.deploy.runtimes.base import Arrays, Runtime, Session
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +61,24 @@ class Reference:
 
     Attributes:
         name: What reports call it.
-        module: The torch module; None where one of the files is the reference.
+        module: The torch module; None where a file is the reference.
         graph: Returns the captured graph; called only when a layer must be found.
+        original: The ONNX file that everything was made from, where that is the reference. Without one, and
+            without a module, it is the artifact of the reference's name.
+        precision: What the reference computes in.
+        inputs: The names of the inputs, where there may be several; None for one.
+        outputs: The names of the outputs, where the files may have them in another order.
+        batch: How many images the original is handed at once; None for any number.
     """
 
     name: str
     module: "torch.nn.Module | None"
     graph: Callable[[], Graph | None]
+    original: Path | None = None
+    precision: str = "fp32"
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -225,12 +238,25 @@ def verify(
     if reference.module is not None:
         module = Member.from_module(reference.name, reference.module)
         members.append(module.recorded(inputs.by_kind, progress=_telling(notify, reference.name)))
+    names: dict[str, Any] = {"inputs": reference.inputs, "outputs": reference.outputs}
+    if reference.original is not None:
+        onnx = runtimes.choose("onnx", options.runtimes)
+        with onnx.load(reference.original, threads=options.threads) as session:
+            member = Member.from_session(
+                reference.name, reference.precision, _AsItIs(session), batch=reference.batch, **names
+            )
+            members.append(member.recorded(inputs.by_kind, progress=_telling(notify, reference.name)))
     for artifact in sorted(artifacts, key=lambda a: a.file != reference.name):
         with chosen[artifact.target].load(artifact.path, threads=options.threads) as session:
-            member = Member.from_session(artifact.file, artifact.precision, session)
+            member = Member.from_session(artifact.file, artifact.precision, session, **names)
             members.append(member.recorded(inputs.by_kind, progress=_telling(notify, artifact.file)))
     report = check_parity(
-        members[0], members[1:], inputs.by_kind, labels=inputs.labels, limits=options.limits
+        members[0],
+        members[1:],
+        inputs.by_kind,
+        labels=inputs.labels,
+        limits=options.limits,
+        output_names=reference.outputs,
     )
     accuracy = {record.member: record for record in report.accuracy}
     suspects = {name for row in report.failures for name in (row.reference, row.candidate)}
@@ -260,6 +286,19 @@ def verify(
     return Verification(model, report.reference, accuracy.get(report.reference), tuple(results), report)
 
 
+class _AsItIs:
+    """A session whose tensors stand for themselves, whatever its file says of the graph that it came from."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.info = session.info
+        self.trace = Trace({spec.name: TensorView(spec.name) for spec in (*self.inputs, *self.outputs)})
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
+        return self._session.run(inputs, taps)
+
+
 def _telling(notify: Notify, name: str) -> Callable[[int, int], None]:
     return lambda done, total: notify(f"running {name}", done, total)
 
@@ -270,12 +309,14 @@ def _examine(
     graph = reference.graph()
     if graph is None:
         return None
-    images = np.concatenate([images[:_EXAMINED] for images in inputs.by_kind.values()])
+    first = graph.inputs[0].name or ""
+    few = [images[:_EXAMINED] for images in inputs.by_kind.values()]
+    feeds = Feeds.join([part if isinstance(part, Feeds) else Feeds({first: part}) for part in few])
     with runtime.load(artifact.path, threads=options.threads) as session:
         return examine(
             graph,
             session,
-            {graph.inputs[0].name or "": images},
+            feeds.arrays,
             options.limits(artifact.precision),
             file=artifact.file,
         )

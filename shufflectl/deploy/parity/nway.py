@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.trace import NCHW
+from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.deploy.parity.metrics import Accumulator, Comparison
@@ -26,7 +27,7 @@ SCHEMA: Final = "shufflectl.parity/1"
 BATCH: Final = 16
 """Images handed to each member at once."""
 
-Images = NDArray[np.float32]
+Images = NDArray[np.float32] | Feeds
 Outputs = tuple[NDArray[Any], ...]
 
 
@@ -37,8 +38,8 @@ class Member:
     Attributes:
         name: What reports call it; the file's name for an artifact.
         precision: Which limits it is held to.
-        run: Images ``[N, C, H, W]`` (fp32, already preprocessed) to the outputs, in the model's order, each
-            with the images along its first axis and images as NCHW.
+        run: Images ``[N, C, H, W]`` (fp32, already preprocessed), or `Feeds` of several inputs, to the
+            outputs, in the model's order, each with the images along its first axis and images as NCHW.
         foreign: Whether outputs of rank 4 may come as NHWC, since the file does not say.
     """
 
@@ -56,6 +57,7 @@ class Member:
         *,
         inputs: Sequence[str] | None = None,
         outputs: Sequence[str] | None = None,
+        batch: int | None = None,
     ) -> Self:
         """Return a loaded file as a member.
 
@@ -69,12 +71,14 @@ class Member:
             session: The loaded file; it stays open as long as the member is used.
             inputs: The graph's input names, where the file's order may differ from the graph's.
             outputs: The graph's output names, likewise.
+            batch: How many images a file whose batch is free is handed at once; None for as many as come.
 
         Raises:
-            ArtifactError: The file has several inputs, takes no floating point, or its trace does not fit it.
+            ArtifactError: The file has several inputs and their names are not given, takes no floating point,
+                or its trace does not fit it.
         """
         ports = Ports(session, name, inputs, outputs)
-        if len(ports.inputs) != 1:
+        if len(ports.inputs) != 1 and inputs is None:
             raise ArtifactError(
                 f"{name} has {len(ports.inputs)} inputs; parity runs models with one image input",
                 hint="export a model that takes one image",
@@ -82,13 +86,13 @@ class Member:
         image = ports.inputs[0][0]
 
         def run(images: Images) -> Outputs:
-            size = ports.batch or len(images)
+            feeds = images if isinstance(images, Feeds) else Feeds({image: images})
+            size = ports.batch or batch or len(feeds)
             groups = []
-            for start in range(0, len(images), size):
-                group = images[start : start + size]
-                filled = np.pad(group, [(0, size - len(group)), *[(0, 0)] * (group.ndim - 1)], mode="edge")
-                results, _ = ports.run({image: filled})
-                groups.append(tuple(array[: len(group)] for array in results.values()))
+            for start in range(0, len(feeds), size):
+                group = feeds[start : start + size]
+                results, _ = ports.run(group.filled(size).arrays)
+                groups.append(tuple(_rows(array, len(group), size) for array in results.values()))
             return tuple(np.concatenate(parts) for parts in zip(*groups, strict=True))
 
         return cls(name, precision, run, ports.foreign)
@@ -102,8 +106,9 @@ class Member:
             training = module.training
             module.eval()
             try:
+                arrays = images.arrays.values() if isinstance(images, Feeds) else (images,)
                 with torch.inference_mode():
-                    results = module(torch.from_numpy(np.ascontiguousarray(images)))
+                    results = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
             finally:
                 module.train(training)
             if isinstance(results, Mapping):
@@ -350,7 +355,8 @@ def check_parity(
     rows = []
     for (first, second, kind, output), accumulator in gathered.items():
         allowed = limits(members[second].precision)
-        if first:
+        # A reference in half precision has rounding errors of its own, which a file in fp32 does not share.
+        if first or (members[0].precision == "fp16" and members[second].precision == "fp32"):
             allowed = limits(members[first].precision).between(allowed)
         comparison = accumulator.result(allowed)
         rows.append(Row(members[first].name, members[second].name, kind, output, comparison))
@@ -368,6 +374,12 @@ def check_parity(
             for name in names
         ),
     )
+
+
+def _rows(array: NDArray[Any], count: int, size: int) -> NDArray[Any]:
+    """Return what an output holds of the first images of a batch; it may have several rows an image."""
+    rows = np.atleast_1d(array)
+    return rows[: len(rows) * count // size]
 
 
 def _names(given: Sequence[str] | None, count: int) -> list[str]:
