@@ -13,13 +13,14 @@ from shufflectl.converters.trace import NHWC, TensorView
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
 from shufflectl.deploy.files import own_metadata
-from shufflectl.deploy.images import gather
+from shufflectl.deploy.images import gather_shapes
 from shufflectl.deploy.inspect import Summary, summarize
 from shufflectl.deploy.manifest import MANIFEST, Manifest
+from shufflectl.deploy.onnx_model import is_file, open_model
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
-from shufflectl.models import LoadedModel, load
+from shufflectl.models import LoadedModel, load, zoo
 from shufflectl.models.download import cached
 from shufflectl.models.preprocess import IMAGENET
 from shufflectl.models.zoo import variants
@@ -100,7 +101,8 @@ def check(
 
     Args:
         paths: Export folders, or single artifacts; single ones belong to one model.
-        model: The model to compare with; None for what the files say.
+        model: The model to compare with: a name of the registry, or the ONNX file that the files were made
+            from; None for what the files say.
         weights: The weights to compare with; None for what the files say.
         parity: What to run on.
         notify: Told about progress.
@@ -108,7 +110,7 @@ def check(
     Raises:
         ArtifactError: A file is missing, damaged, of another kind, or of another model than its neighbours.
         CheckpointError: The given weights are not those of the files.
-        UsageError: No file is given, or one file alone with nothing to compare it with.
+        UsageError: No file is given, one file alone with nothing to compare it with, or weights for a file.
         UnavailableError: No runtime here executes a format.
     """
     options = parity or ParityOptions()
@@ -119,10 +121,13 @@ def check(
 def _check(
     group: Group, name: str | None, weights: str | None, options: ParityOptions, notify: Notify
 ) -> Verification:
+    if name is not None and is_file(name):
+        return _check_original(group, Path(name), weights, options, notify)
     notify("loading weights", 0, 0)
     loaded = reference_model(group, name, weights, notify)
-    size, batch = image_input(group.artifacts[0], options)
+    ports = _ports(group.artifacts[0], options)
     if loaded is not None:
+        size, batch = image_input(group.artifacts[0], options)
         model, module = loaded, loaded.module
 
         @cache
@@ -134,12 +139,48 @@ def _check(
         title, preprocess, labels = loaded.variant.name, loaded.preprocess, loaded.labels
     else:
         first = _file_as_reference(group.artifacts)
-        reference = Reference(first.file, None, cache(lambda: _graph_of(first)))
+        reference = Reference(
+            first.file,
+            None,
+            cache(lambda: _graph_of(first)),
+            inputs=tuple(ports.shapes) if len(ports.shapes) > 1 else None,
+            outputs=ports.outputs if len(ports.outputs) > 1 else None,
+        )
         info = group.info
         title = info.name if info else first.path.stem
         preprocess, labels = (info.preprocess, info.labels) if info else (IMAGENET, ())
-    inputs = gather(size, preprocess, labels, options)
-    verification = verify(title, group.artifacts, reference, inputs, options, notify)
+    inputs = gather_shapes(ports.shapes, preprocess, labels, options)
+    return _judged(group, verify(title, group.artifacts, reference, inputs, options, notify))
+
+
+def _check_original(
+    group: Group, path: Path, weights: str | None, options: ParityOptions, notify: Notify
+) -> Verification:
+    """Compare files with the ONNX file that they were made from."""
+    if weights is not None:
+        raise UsageError(
+            "--weights is for models of the registry, and a file has its own", hint="leave it out"
+        )
+    notify(f"reading {path.name}", 0, 0)
+    ports = _ports(group.artifacts[0], options)
+    found = open_model(path, size=ports.height, batch=ports.batch, if_free=True)
+    info = group.info
+    if info is not None and info.weights_sha256 != found.info.weights_sha256:
+        raise CheckpointError(
+            f"{path} is not what the files were made from: SHA-256 {found.info.weights_sha256[:12]}, "
+            f"the files say {info.weights_sha256[:12]} ({info.weights})",
+            hint="pass the file that they were exported from, or leave out --model",
+        )
+    reference = found.reference()
+    if any(a.file == reference.name for a in group.artifacts):
+        reference = replace(reference, name=f"{reference.name} (the original)")
+    title = info.name if info else found.info.name
+    verification = verify(title, group.artifacts, reference, found.inputs(options), options, notify)
+    return _judged(group, verification)
+
+
+def _judged(group: Group, verification: Verification) -> Verification:
+    """Say which files differ from what their manifest says."""
     results = tuple(
         replace(result, changed=group.sha256.get(result.artifact.file, result.sha256) != result.sha256)
         for result in verification.results
@@ -166,6 +207,8 @@ def reference_model(
     wanted = name or (info.name if info else None)
     if wanted is None and weights is None:
         return None
+    if weights is None and wanted not in zoo.names() and name is None:
+        return None  # made from a file, whose name is all that is known
     spec = weights or (info.weights if info else None)
     if spec is None or (weights is None and not _reproducible(spec, wanted)):
         return None
@@ -205,7 +248,8 @@ def _file_as_reference(artifacts: Sequence[Artifact]) -> Artifact:
     if len(artifacts) < 2:
         raise UsageError(
             f"{artifacts[0].file} alone has nothing to be compared with",
-            hint="pass --weights with its checkpoint (and --model), or more files of the same model",
+            hint="pass --weights with its checkpoint (and --model), --model with the ONNX file that it was "
+            "made from, or more files of the same model",
         )
     order = list(TARGETS)
     return min(artifacts, key=lambda a: (a.precision != "fp32", order.index(a.target)))
@@ -263,6 +307,59 @@ def image_input(artifact: Artifact, options: ParityOptions) -> tuple[int, int | 
             f"{artifact.file} does not fix its input's height", hint="export it with a fixed input size"
         )
     return height, "dynamic" if batch is None else batch
+
+
+@dataclass(frozen=True)
+class _Interface:
+    """What a file takes and gives, in the captured graph's names and axis order.
+
+    Attributes:
+        shapes: Of the inputs, by name; None for a batch that is not fixed.
+        outputs: The names of the outputs.
+    """
+
+    shapes: dict[str, tuple[int | None, ...]]
+    outputs: tuple[str, ...]
+
+    @property
+    def batch(self) -> int | str:
+        """The batch size, or ``dynamic``."""
+        batch = next(iter(self.shapes.values()))[0]
+        return "dynamic" if batch is None else batch
+
+    @property
+    def height(self) -> int | None:
+        """The height of the first input that may be an image."""
+        return next((shape[2] for shape in self.shapes.values() if len(shape) == 4), None)
+
+
+def _ports(artifact: Artifact, options: ParityOptions) -> _Interface:
+    """Return what a file takes and gives.
+
+    Raises:
+        ArtifactError: It carries no trace, and does not take one batch of images; or the size is not fixed.
+    """
+    runtime = runtimes.choose(artifact.target, options.runtimes, python=options.runtime_python)
+    with runtime.load(artifact.path) as session:
+        views: dict[str, tuple[str, TensorView]] = {}
+        for name, view in session.trace.items():
+            views.setdefault(view.name, (name, view))
+        specs, results = session.inputs, session.outputs
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for spec in specs:
+        if spec.name not in views:  # a foreign file
+            size, batch = image_input(artifact, options)
+            shapes[spec.name] = (None if batch == "dynamic" else int(batch), 3, size, size)
+            continue
+        name, view = views[spec.name]
+        axes = view.axes if view.axes is not None else tuple(range(len(spec.shape)))
+        if len(axes) != len(spec.shape) or None in (spec.shape[axes.index(a)] for a in axes if a):
+            raise ArtifactError(
+                f"{artifact.file} does not fix the size of its input {name!r}",
+                hint="export it with a fixed input size",
+            )
+        shapes[name] = tuple(spec.shape[axes.index(axis)] for axis in range(len(axes)))
+    return _Interface(shapes, tuple(views[s.name][0] if s.name in views else s.name for s in results))
 
 
 def find_groups(paths: Sequence[Path], notify: Notify) -> list[Group]:

@@ -32,10 +32,10 @@ from shufflectl.converters.rewrite.lowering import (
 )
 from shufflectl.converters.rewrite.provenance import LeftAlone, Site, analyze, label
 from shufflectl.converters.targets import PRECISIONS, TARGETS, Precision
-from shufflectl.deploy.files import EXPORT_AGAIN
+from shufflectl.deploy.onnx_model import is_file, reading, refuse_finished
 from shufflectl.deploy.onnx_weights import load_weights, parse
 from shufflectl.deploy.options import words
-from shufflectl.errors import ArtifactError, ShufflectlError, UsageError
+from shufflectl.errors import UsageError
 from shufflectl.models import zoo
 
 if TYPE_CHECKING:
@@ -343,30 +343,17 @@ def explain(request: ExplainRequest, notify: "Notify" = lambda _what, _done, _to
         CheckpointError: The checkpoint cannot be loaded or does not fit.
         GraphError: The model cannot be captured, or a shape of the file is not known.
     """
-    if not _is_file(request.subject):
+    if not is_file(request.subject):
         return _explain(_model(request, notify), request, notify)
-    path = Path(request.subject)
     opened = _file(request, notify)
-    try:
+    # A rewrite takes for granted that weights fit shapes, and onnx does not check all.
+    with reading(Path(request.subject)):
         return _explain(opened, request, notify)
-    except ShufflectlError:
-        raise
-    except (
-        Exception
-    ) as error:  # a rewrite takes for granted that weights fit shapes, and onnx does not check all
-        raise _damaged(path, error) from error
 
 
 def explain_graph(graph: Graph, request: ExplainRequest) -> Explanation:
     """Explain a captured graph as `explain` does a model; the request's subject names it."""
     return _explain(_Opened(graph, request.subject, "model"), request, lambda _what, _done, _total: None)
-
-
-def _is_file(subject: str) -> bool:
-    if subject in zoo.names():
-        return False
-    path = Path(subject)
-    return bool(path.suffix.lower() in (".onnx", ".tflite", ".mlpackage")) or path.exists() or "/" in subject
 
 
 def _model(request: ExplainRequest, notify: "Notify") -> _Opened:
@@ -388,14 +375,11 @@ def _file(request: ExplainRequest, notify: "Notify") -> _Opened:
             raise UsageError(
                 f"{option} is for models of the registry, and a file has its own", hint="leave it out"
             )
-    suffix = path.suffix.lower()
-    if suffix in (".tflite", ".mlpackage"):
-        what = "TFLite" if suffix == ".tflite" else "Core ML"
-        raise ArtifactError(
-            f"{path} is a finished {what} file: its shuffles have the form that its converter chose",
-            hint="explain the model or the ONNX file that it was made from, or see what the file holds with "
-            "shufflectl inspect",
-        )
+    refuse_finished(
+        path,
+        "explain the model or the ONNX file that it was made from, or see what the file holds with "
+        "shufflectl inspect",
+    )
     notify("reading", 0, 0)
     proto, _ = parse(path)
     producer = " ".join(part for part in (proto.producer_name, proto.producer_version) if part)
@@ -408,24 +392,10 @@ def _adopted(path: Path, proto: "onnx.ModelProto", producer: str, size: int | No
 
     from shufflectl.converters.capture.adopt import adopt
 
-    try:
+    with reading(path):
         onnx.checker.check_model(proto)
         found = adopt(proto, size=size)
-    except ShufflectlError as error:
-        error.args = (message := f"{path}: {error.message}",)
-        error.message = message
-        raise
-    except Exception as error:  # what a malformed file makes of onnx and numpy has no common base
-        raise _damaged(path, error) from error
     return _Opened(found.graph, path.name, "file", producer, found.changes, found.frozen, found.nodes)
-
-
-def _damaged(path: Path, error: Exception) -> ArtifactError:
-    lines = str(error).strip().splitlines()
-    return ArtifactError(
-        f"{path} is a damaged ONNX file: {lines[0][:200] if lines else type(error).__name__}",
-        hint=EXPORT_AGAIN,
-    )
 
 
 class _Forms:

@@ -1,8 +1,8 @@
-"""The main job: a trained model becomes files that are proved equal, and a manifest."""
+"""The main job: a trained model, or an ONNX file, becomes files that are proved equal, and a manifest."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from shufflectl.converters.rewrite.choose import NATIVE, Candidate, Choice, lowe
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
-from shufflectl.deploy.images import gather
+from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
+from shufflectl.deploy.onnx_model import is_file, open_model, reading
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
+from shufflectl.errors import UsageError
 from shufflectl.models import LoadedModel, load
 
 __all__ = ["REFERENCE", "captured", "describe", "export"]
@@ -30,7 +32,7 @@ _Emit = Callable[[Graph, ModelInfo, EmitOptions, Path], None]
 
 
 def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total: None) -> Verification:
-    """Export a model to every target and precision, compare all files, publish those that pass.
+    """Export a model or an ONNX file to every target and precision, compare all, publish those that pass.
 
     Files appear in the output folder atomically, the manifest last. Where any comparison fails nothing is
     published, unless the request says so.
@@ -43,12 +45,13 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         The comparison of the files, whether or not they pass.
 
     Raises:
-        UsageError: An unknown model, or a weights specification that does not exist.
+        UsageError: An unknown model, a weights specification that does not exist, or an option that does not
+            fit a file.
         CheckpointError: The checkpoint cannot be loaded or does not fit.
         GraphError: The model cannot be captured.
         UnsupportedOperatorError: A target cannot express an operator.
         OutputError: The output folder cannot be written.
-        ArtifactError: The manifest that is in the output folder cannot be read.
+        ArtifactError: The manifest that is in the output folder cannot be read; or the ONNX file.
         UnavailableError: No runtime here executes a format.
         MissingDependencyError: A target's package is not installed.
     """
@@ -60,38 +63,122 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         artifacts: list[Artifact] = []
         with ExitStack() as stack:
             emitters = _emitters(request, stack)
-            notify("loading weights", 0, 0)
-            model = load(
-                request.model, weights=request.weights, num_classes=request.num_classes, notify=notify
-            )
-            size = request.input_size or model.input_size
-            notify("capturing the graph", 0, 0)
-            graph = captured(model, size, request.batch)
-            info = describe(model)
+            subject = _file(request, notify) if _named_file(request) else _model(request, notify)
+            request = _layout(request, subject)
+            graph, info = subject.graph, subject.info
             forms = _Forms(graph)
             for precision in request.precisions:
                 for target in request.targets:
-                    file = f"{model.variant.name}-{precision}{TARGETS[target].extension}"
+                    file = f"{info.name}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
-                    form, lowered = forms.get(request.choice(target, precision))
-                    emitters[target](
-                        lowered, replace(info, precision=precision), request.emit_options(precision), path
-                    )
+                    # A rewrite takes for granted that weights fit shapes, and onnx does not check all.
+                    with nullcontext() if subject.path is None else reading(subject.path):
+                        form, lowered = forms.get(request.choice(target, precision))
+                        emitters[target](
+                            lowered, replace(info, precision=precision), request.emit_options(precision), path
+                        )
                     artifacts.append(Artifact(path, file, target, precision, form))
-        verification = verify(
-            model.variant.name,
-            artifacts,
-            Reference(REFERENCE, model.module, lambda: graph),
-            gather(size, model.preprocess, model.labels, request.parity),
-            request.parity,
-            notify,
-        )
-        verification = replace(verification, notes=_notes(model, size))
+        verification = verify(info.name, artifacts, subject.reference, subject.inputs, request.parity, notify)
+        verification = replace(verification, notes=subject.notes)
         if verification.passed or request.keep_failing:
             notify("publishing", 0, 0)
-            _publish(request, staging, graph, model, verification)
+            _publish(request, staging, subject, verification)
     return verification
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is exported.
+
+    Attributes:
+        graph: The captured graph.
+        info: What every file says about itself.
+        num_classes: Width of the logits.
+        reference: What the files are held against.
+        inputs: What they run on.
+        notes: What the user should know, a sentence each.
+        path: The file that it comes from, where it is one.
+        interface: Further options of the manifest: the names of inputs and outputs where there are several.
+    """
+
+    graph: Graph
+    info: ModelInfo
+    num_classes: int
+    reference: Reference
+    inputs: Inputs
+    notes: tuple[str, ...]
+    path: Path | None = None
+    interface: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _named_file(request: ExportRequest) -> bool:
+    return request.model is not None and is_file(request.model)
+
+
+def _model(request: ExportRequest, notify: Notify) -> _Subject:
+    """Return a model of the registry with its weights."""
+    notify("loading weights", 0, 0)
+    model = load(request.model, weights=request.weights, num_classes=request.num_classes, notify=notify)
+    size = request.input_size or model.input_size
+    notify("capturing the graph", 0, 0)
+    graph = captured(model, size, request.batch)
+    return _Subject(
+        graph,
+        describe(model),
+        model.num_classes,
+        Reference(REFERENCE, model.module, lambda: graph),
+        gather(size, model.preprocess, model.labels, request.parity),
+        _notes(model, size),
+    )
+
+
+def _file(request: ExportRequest, notify: Notify) -> _Subject:
+    """Return an ONNX file, held against itself as ONNX Runtime runs it.
+
+    Raises:
+        UsageError: An option is given that is for models of the registry.
+    """
+    for given, option in ((request.weights, "--weights"), (request.num_classes, "--num-classes")):
+        if given is not None:
+            raise UsageError(
+                f"{option} is for models of the registry, and a file has its own", hint="leave it out"
+            )
+    path = Path(request.model or "")
+    notify(f"reading {path.name}", 0, 0)
+    found = open_model(path, size=request.input_size, batch=request.batch)
+    return _Subject(
+        found.graph,
+        found.info,
+        found.width,
+        found.reference(),
+        found.inputs(request.parity),
+        found.notes,
+        path,
+        found.interface,
+    )
+
+
+def _layout(request: ExportRequest, subject: _Subject) -> ExportRequest:
+    """Return the request for a file whose images are channels last already: they stay as they are.
+
+    Emitters take a graph's images for NCHW, and ``nchw`` is how they are told to leave them alone.
+
+    Raises:
+        UsageError: A layout is asked for.
+    """
+    if subject.path is None or not any(_channels_last(Graph.shape(v)) for v in subject.graph.inputs):
+        return request
+    if request.layout is not None:
+        raise UsageError(
+            f"{subject.path} takes images as [N, H, W, 3], which every format keeps",
+            hint="leave out --layout",
+        )
+    return replace(request, layout="nchw")
+
+
+def _channels_last(shape: tuple[int | str, ...]) -> bool:
+    return len(shape) == 4 and shape[3] == 3 and shape[1] != 3
 
 
 class _Forms:
@@ -166,22 +253,16 @@ def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:
     }
 
 
-def _publish(
-    request: ExportRequest,
-    staging: Staging,
-    graph: Graph,
-    model: LoadedModel,
-    verification: Verification,
-) -> None:
-    shape = Graph.shape(graph.inputs[0])
+def _publish(request: ExportRequest, staging: Staging, subject: _Subject, verification: Verification) -> None:
+    first = subject.graph.inputs[0]
     manifest = Manifest.build(
-        describe(model),
-        num_classes=model.num_classes,
-        input_name=graph.inputs[0].name or "",
-        input_shape=[d if isinstance(d, int) else None for d in shape],
+        subject.info,
+        num_classes=subject.num_classes,
+        input_name=first.name or "",
+        input_shape=[d if isinstance(d, int) else None for d in Graph.shape(first)],
         artifacts=[_record(request, result) for result in verification.results],
         report=verification.report,
-        options=request.parity.to_json(),
+        options={**request.parity.to_json(), **subject.interface},
     )
     staging.publish(partial(merge_into, manifest=manifest))
 

@@ -91,7 +91,7 @@ class ExportRequest:
     """One export.
 
     Attributes:
-        model: A name of the registry; None for what the weights file is of.
+        model: A name of the registry, or the path of an ONNX file; None for what the weights file is of.
         weights: As `models.load` takes it.
         targets: Names of `TARGETS`.
         precisions: Of every target.

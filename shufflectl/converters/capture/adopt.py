@@ -41,7 +41,7 @@ from shufflectl.converters.rewrite.movement import (
 )
 from shufflectl.errors import GraphError, UsageError
 
-__all__ = ["Adopted", "Affine", "adopt"]
+__all__ = ["Adopted", "Affine", "adopt", "write_out_functions"]
 
 BATCH: Final = "batch"
 _MULTIPLE: Final = re.compile(rf"(?:(\d{{1,9}})\*)?{BATCH}")
@@ -508,7 +508,7 @@ def _from_type(made: onnx.TypeProto | None) -> tuple[Dims | None, ir.DataType | 
     ), dtype
 
 
-def _written_out(model: ir.Model) -> int:
+def write_out_functions(model: ir.Model) -> int:
     """Replace calls of the model's functions by their nodes; return how many functions there were.
 
     Raises:
@@ -657,7 +657,7 @@ def adopt(proto: onnx.ModelProto, *, size: int | None = None) -> Adopted:
         model.opset_imports[""] = model.opset_imports["ai.onnx"]
     if "" not in model.opset_imports:
         raise GraphError("the model uses no standard ONNX operators", hint="pass the network itself")
-    functions = _written_out(model)
+    functions = write_out_functions(model)
     names = {str(v.name): node.name for node in model.graph for v in node.outputs if v.name and node.name}
     _bind(model, size)
     _Walk(model).run()
