@@ -124,6 +124,7 @@ def _root(
     "  shufflectl export shufflenet_v2_x0_5 --weights digits --target all --out dist/\n\n"
     "  shufflectl export shufflenet_v2_x1_0 --weights best.pt --target coreml --precision fp16\n\n"
     "  shufflectl export --weights best.pt --target tflite\n\n"
+    "  shufflectl export model.onnx --target tflite,coreml\n\n"
     "  shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json\n\n"
     "  shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8"
 )
@@ -131,7 +132,9 @@ def export(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A name that [cyan]shufflectl models[/] lists; by default what the checkpoint is of.",
+            metavar="[MODEL|FILE]",
+            help="A name that [cyan]shufflectl models[/] lists, or an .onnx file of any exporter; by default "
+            "what the checkpoint is of.",
             autocompletion=_complete_model,
         ),
     ] = None,
@@ -152,7 +155,11 @@ def export(
     ] = None,
     input_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Height and width of the input; by default what the weights were made for."),
+        typer.Option(
+            min=1,
+            help="Height and width of the input; by default what the weights were made for. Of a file: where "
+            "it leaves them free.",
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="1|N|dynamic", help="The batch size of the files.")] = "1",
     layout: Annotated[
@@ -194,7 +201,7 @@ def export(
     _json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
-    """Export a model, run every file, and compare all of them with torch and with one another.
+    """Export a model or an ONNX file, run every file, compare all with the original and with one another.
 
     Files and their manifest appear in the output folder only when they pass. Exit code 4 when they do not.
     """
@@ -248,7 +255,9 @@ def check(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model to compare with; by default what the files say.", autocompletion=_complete_model
+            help="The model to compare with, or the .onnx file that the files were made from; by default "
+            "what the files say.",
+            autocompletion=_complete_model,
         ),
     ] = None,
     weights: Weights = None,
