@@ -33,6 +33,7 @@ _PACKAGES = {
     "onnxruntime": "",
     "safetensors": "",
     "numpy": "",
+    "pillow": "",
     "ai-edge-litert": "tflite",
     "flatbuffers": "tflite",
     "coremltools": "coreml",

@@ -23,6 +23,7 @@ from shufflectl.deploy.parity.nway import Member
 from shufflectl.deploy.verify import Artifact, Notify
 from shufflectl.errors import ArtifactError, DataError, GateError
 from shufflectl.models import LoadedModel
+from shufflectl.models.checkpoints.files import printable
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 
 __all__ = ["Evaluation", "FileScore", "ModelScores", "Score", "evaluate"]
@@ -468,7 +469,8 @@ def _run(
     if not usable:
         first = next(iter(damaged.values()))
         raise DataError(
-            f"none of the {total} images in {images.source} decodes", hint=f"{first.file}: {first.why}"
+            f"none of the {total} images in {images.source} decodes",
+            hint=printable(f"{first.file}: {first.why}"),
         )
     return usable
 
@@ -606,7 +608,7 @@ def _places(names: Sequence[str], form: Callable[[str], str]) -> dict[str, list[
 
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_TOP])
-    return shown if len(names) <= _TOP else f"{shown} ... {names[-1]}"
+    return printable(shown if len(names) <= _TOP else f"{shown} ... {names[-1]}")
 
 
 def _other_order(runner: _Runner, images: Images, outputs: NDArray[np.int64]) -> Explanation | None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.errors import DataError, UsageError, nearest
+from shufflectl.models.checkpoints.files import printable
 from shufflectl.models.data import digits_test
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _no_image(folder: Path, classes: list[str], refused: list[Damaged]) -> DataError:
     if refused:
-        hint = f"{refused[0].file}: {refused[0].why}"
+        hint = printable(f"{refused[0].file}: {refused[0].why}")
         if any("out of the folder" in entry.why for entry in refused):
             hint += "; pass --follow-links if it is meant to"
     elif classes:
