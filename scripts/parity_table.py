@@ -58,6 +58,7 @@ def export(name: str, images: int) -> dict[str, Any]:
             text=True,
             check=False,
         )
+        partitions = {file.name: xnnpack(file) for file in sorted(Path(folder).glob("*.tflite"))}
     try:
         document = json.loads(done.stdout)
     except ValueError:
@@ -68,8 +69,17 @@ def export(name: str, images: int) -> dict[str, Any]:
         "weights": weights,
         "status": done.returncode,
         "seconds": seconds,
+        "partitions": partitions,
         "document": document,
     }
+
+
+def xnnpack(file: Path) -> int | None:
+    """Return how many partitions XNNPACK makes of a TFLite file in LiteRT."""
+    command = [sys.executable, "-m", "shufflectl", "inspect", str(file), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: int | None = json.loads(done.stdout)["runtime"]["delegates"]["xnnpack"]["measured"]["partitions"]
+    return found
 
 
 def line(row: dict[str, Any], artifact: dict[str, Any]) -> str:
@@ -83,6 +93,7 @@ def line(row: dict[str, Any], artifact: dict[str, Any]) -> str:
         f"{artifact['bytes']:,}",
         str(artifact["operators"]),
         str(artifact["largest_rank"]),
+        str(row["partitions"].get(artifact["file"], "")),
         f"{figures['max_abs']:.1e}",
         str(figures["sqnr_db"]),
         f"{figures['top1']['agreement']:.4g}",
@@ -99,12 +110,13 @@ def page(rows: list[dict[str, Any]], images: int) -> str:
         "Made by `scripts/parity_table.py`: `shufflectl export MODEL --target all --precision fp32",
         f"--precision fp16` for every model of the registry, compared with torch on {images} real and 8",
         "random images. The figures are those of the worse of the two kinds. Limits: [parity](parity.md).",
+        "*parts* is the number of partitions that XNNPACK makes of a file in LiteRT, measured.",
         "",
         f"shufflectl {__version__}, {platform.system()} {platform.machine()},",
         f"Python {platform.python_version()}.",
         "",
-        "| model | weights | target | precision | bytes | ops | rank | max \\|Δ\\| | SQNR dB | top-1 | |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|",
+        "| model | weights | target | precision | bytes | ops | rank | parts | max \\|Δ\\| | SQNR dB | top-1 | |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         lines += [line(row, artifact) for artifact in row["document"].get("artifacts", [])]
