@@ -68,7 +68,7 @@ def _verification(output: Output, verification: "Verification") -> None:
     if any(result.artifact.form for result in verification.results):
         columns.append("shuffle")
     output.table(
-        f"{verification.model} against {verification.reference}",
+        f"{_escape(verification.model)} against {_escape(verification.reference)}",
         columns,
         [_row(result, labelled=labelled) for result in verification.results],
         right=right,
@@ -77,7 +77,7 @@ def _verification(output: Output, verification: "Verification") -> None:
     output.text(f"[dim]run with {_escape(', '.join(ran))}[/]")
     if verification.reference_accuracy is not None:
         record = verification.reference_accuracy
-        output.text(f"accuracy of {record.member}: {record.correct}/{record.total}")
+        output.text(f"accuracy of {_escape(record.member)}: {record.correct}/{record.total}")
     for note in verification.notes:
         output.note(f"[yellow]note:[/] {_escape(note)}")
     pairs = [row for row in verification.report.pairwise if not row.comparison.passed]

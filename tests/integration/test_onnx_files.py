@@ -139,6 +139,33 @@ class TestHandMade:
 
         assert np.array_equal(largest(path).astype(np.float32), largest(run.out / "exact-fp32.onnx"))
 
+    @pytest.mark.parametrize("mode", ["linear", "nearest"])
+    @pytest.mark.parametrize(("opset", "operator"), [(9, "Upsample"), (10, "Resize")])
+    def test_old_sets_sample_at_corners(self, folder: Path, opset: int, operator: str, mode: str) -> None:
+        path = foreign.save(
+            folder / f"{operator}_{mode}.onnx",
+            f"""<ir_version: 4, opset_import: ["" : {opset}]>
+            net (float[1, 3, 8, 8] image) => (float[1, 3, 16, 16] y) {{
+                y = {operator} <mode = "{mode}"> (image, scales)
+            }}""",
+            {"scales": np.array([1, 1, 2, 2], np.float32)},
+        )
+        run = exported(path, folder / path.stem)
+        assert run.found.passed, run.found.failure
+
+    def test_what_cannot_be_converted_is_taken_as_it_is_or_refused(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> onnx.ModelProto:
+            raise RuntimeError("no adapter")
+
+        monkeypatch.setattr(onnx.version_converter, "convert_version", fail)
+        new = foreign.unfolded_norm(folder / "kept.onnx", 13)
+        assert exported(new, folder / "kept").found.passed
+        old = foreign.unfolded_norm(folder / "refused.onnx", 11)
+        with pytest.raises(GraphError, match="older than 13 and cannot be converted: no adapter"):
+            exported(old, folder / "refused")
+
 
 class TestInterface:
     def test_two_outputs_keep_their_names_and_are_both_compared(self, folder: Path) -> None:
@@ -265,12 +292,37 @@ def _integers(folder: Path, _source: Path) -> Path:
     )
 
 
-def _old(folder: Path, _source: Path) -> Path:
+def _outside(folder: Path, _source: Path) -> Path:
+    path = folder / "outside.onnx"
+    whole = foreign.unfolded_norm(folder / "whole.onnx")
+    onnx.save(onnx.load(whole), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../../etc/passwd"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _gigantic(folder: Path, _source: Path) -> Path:
     return foreign.save(
-        folder / "old.onnx",
-        """<ir_version: 4, opset_import: ["" : 10]>
-        net (float[1, 3, 8, 8] image, float[4] s) => (float[1, 3, 16, 16] y) {
-            y = Resize <mode = "linear"> (image, s)
+        folder / "huge.onnx",
+        """<ir_version: 7, opset_import: ["" : 13]>
+        net (float[1, 3, 8, 8] image) => (float[1, 3, 9000000, 9000000] y) {
+            y = Pad (image, pads)
+        }""",
+        {"pads": np.array([0, 0, 0, 0, 0, 0, 8999992, 8999992])},
+    )
+
+
+def _vector(folder: Path, _source: Path) -> Path:
+    return foreign.save(
+        folder / "vector.onnx",
+        """<ir_version: 7, opset_import: ["" : 13]>
+        net (float[1, 3, 8, 8] image, float[3] factor) => (float[1, 3, 8, 8] y) {
+            one = Constant <value_ints = [1, 3, 1, 1]> ()
+            column = Reshape (factor, one)
+            y = Mul (image, column)
         }""",
         {},
     )
@@ -289,7 +341,9 @@ class TestRefused:
             (_missing_weights, "which is missing"),
             (_integers, "holds int64"),
             (lambda folder, _: foreign.nested(folder / "nested.onnx"), r"\(If\) holds a graph of its own"),
-            (_old, "."),
+            (_outside, "outside of its folder"),
+            (_gigantic, "bytes|large"),
+            (_vector, "holds no batch"),
         ],
     )
     def test_a_bad_file_is_one_sentence(

@@ -24,6 +24,8 @@ __all__ = ["Foreign", "to_graph"]
 
 _OPSET: Final = 20
 """What capture writes, and the emitters know best: attributes of older sets have become inputs there."""
+_SAMPLES_AT_CENTRES: Final = 11
+"""From this operator set on, Resize takes pixels for areas unless it says otherwise."""
 
 
 class Foreign(NamedTuple):
@@ -170,6 +172,8 @@ def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
         return proto
     try:
         converted = version_converter.convert_version(proto, _OPSET)
+        if opset < _SAMPLES_AT_CENTRES:
+            _sample_at_corners(converted)
         onnx.checker.check_model(converted)
     except Exception as error:  # what the converter raises has no common base
         if opset >= OLDEST_OPSET:
@@ -181,6 +185,16 @@ def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
             hint=f"export the model again, with operator set {OLDEST_OPSET} or later",
         ) from error
     return converted
+
+
+def _sample_at_corners(proto: onnx.ModelProto) -> None:
+    """Say how Upsample and Resize of old operator sets sample, which onnx's converter leaves out."""
+    for node in proto.graph.node:
+        if node.op_type == "Resize":
+            given = {attribute.name for attribute in node.attribute}
+            for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                if name not in given:
+                    node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _tidy(model: ir.Model) -> None:
