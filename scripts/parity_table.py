@@ -22,6 +22,19 @@ from shufflectl import __version__
 from shufflectl.models import zoo
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "parity-table.md"
+COLUMNS = (
+    "model",
+    "weights",
+    "target",
+    "precision",
+    "bytes",
+    "ops",
+    "rank",
+    "parts",
+    "max \\|Δ\\|",
+    "SQNR dB",
+    "top-1",
+)
 
 
 def export(name: str, images: int) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def page(rows: list[dict[str, Any]], images: int) -> str:
         f"shufflectl {__version__}, {platform.system()} {platform.machine()},",
         f"Python {platform.python_version()}.",
         "",
-        "| model | weights | target | precision | bytes | ops | rank | parts | max \\|Δ\\| | SQNR dB | top-1 | |",
+        "| " + " | ".join(COLUMNS) + " | |",
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
