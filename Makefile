@@ -43,7 +43,7 @@ demo: $(VENV)/.runtime  ## the main job, offline: export the bundled trained mod
 	$(BIN)/shufflectl check $(OUT)
 
 test: venv  ## the test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check
