@@ -21,4 +21,4 @@ fi
 # The tests run from a folder without the source tree, so that only the installed package can be imported.
 cp -r tests pyproject.toml scripts docs README.md CHANGELOG.md CONTRIBUTING.md LICENSE Makefile constraints.txt "$work"
 cd "$work"
-"$work/env/bin/python" -m pytest "$@"
+"$work/env/bin/python" -m pytest -n auto --dist loadfile "$@"
