@@ -276,7 +276,16 @@ def test_crop_is_what_torchvision_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (1, 1), (3, 2)])
-def test_a_strip_is_read_in_bounded_memory(size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_strip_is_read_in_bounded_memory(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize = Image.Image.resize
+
+    def bounded(image: Image.Image, to: tuple[int, int], *rest: object) -> Image.Image:
+        assert to[0] * to[1] <= 9 * 256 * 256, to
+        return resize(image, to, *rest)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(Image.Image, "resize", bounded)
     save(tmp_path / "cat" / "0.png", size=size)
     image = find_images(str(tmp_path)).read(0, 224, "crop")
     assert isinstance(image, np.ndarray)

@@ -13,6 +13,7 @@ from shufflectl.models.preprocess import DIGITS, IMAGENET, Preprocess
 
 RAW = Preprocess(scale=1.0)
 BGR = Preprocess("bgr", 1.0)
+IMAGENET_BGR = Preprocess("bgr", IMAGENET.scale, IMAGENET.mean[::-1], IMAGENET.std[::-1])
 UNIT = Preprocess()
 OWN = Feed(UNIT, "auto")
 
@@ -61,6 +62,14 @@ def given(images: NDArray[np.uint8]) -> dict[Fit, NDArray[np.uint8]]:
             "BGR images of 0 to 255, neither",
             "RGB images normalised",
         ),
+        (Feed(IMAGENET_BGR, "auto"), Feed(IMAGENET, "auto"), "RGB images", "BGR images"),
+        (
+            Feed(BGR, "auto"),
+            Feed(IMAGENET, "auto"),
+            "RGB images normalised with ImageNet's",
+            "BGR images of 0",
+        ),
+        (Feed(BGR, "auto"), Feed(IMAGENET_BGR, "auto"), "images normalised with ImageNet's", "images of 0"),
         (OWN, replace(OWN, fit="squash"), "images resized without a crop", "images taken as they are"),
         (OWN, replace(OWN, layout="nhwc"), "images in NHWC order fed as if they were NCHW", ""),
         (OWN, replace(OWN, layout="nchw"), "images in NCHW order fed as if they were NHWC", ""),
