@@ -20,11 +20,11 @@ Change = Callable[[Path], None]
 
 
 def column(path: Path) -> None:
-    mutate.weight(path, f"{LAYER}.6", mutate.zero_column(7))
+    mutate.weight(path, f"{LAYER}.1", mutate.zero_column(7))
 
 
 def channels(path: Path) -> None:
-    mutate.swap_channels(path, f"{LAYER}.6", 2, 11)
+    mutate.swap_channels(path, f"{LAYER}.1", 2, 11)
 
 
 def pad(path: Path) -> None:
