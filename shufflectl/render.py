@@ -64,17 +64,21 @@ def _verification(output: Output, verification: "Verification") -> None:
     columns = ["file", "verdict", "bytes", "operators", "rank", "max |Δ|", "SQNR dB", "top-1 agreement"]
     if labelled:
         columns.append("accuracy")
-    right = columns[2:]
-    if any(result.artifact.form for result in verification.results):
-        columns.append("shuffle")
     output.table(
         f"{_escape(verification.model)} against {_escape(verification.reference)}",
         columns,
         [_row(result, labelled=labelled) for result in verification.results],
-        right=right,
+        right=columns[2:],
     )
     ran = dict.fromkeys(f"{result.artifact.target}: {result.runtime}" for result in verification.results)
     output.text(f"[dim]run with {_escape(', '.join(ran))}[/]")
+    forms = dict.fromkeys(
+        f"{result.artifact.target}: {result.artifact.form.label}"
+        for result in verification.results
+        if result.artifact.form is not None
+    )
+    if forms:
+        output.text(f"[dim]shuffles as {_escape('; '.join(forms))}[/]")
     if verification.reference_accuracy is not None:
         record = verification.reference_accuracy
         output.text(f"accuracy of {_escape(record.member)}: {record.correct}/{record.total}")
@@ -127,8 +131,6 @@ def _row(result: "Result", *, labelled: bool) -> list[str]:
     if labelled:
         accuracy = result.accuracy
         cells.append("" if accuracy is None else f"{accuracy.correct}/{accuracy.total}")
-    if result.artifact.form is not None:
-        cells.append(result.artifact.form.label)
     return cells
 
 

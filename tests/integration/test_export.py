@@ -155,7 +155,8 @@ def test_limits_that_cannot_be_met_fail_and_publish_nothing(run_cli: Any, tmp_pa
         *("--min-sqnr", "400", "--out", out),
     )
     assert 4 == run.status
-    assert "SQNR" in run.stderr
+    assert "limit 400.0 dB" in run.stdout
+    assert "goes wrong at" in run.stderr
     assert [] == (list(out.iterdir()) if out.exists() else [])
 
 

@@ -114,7 +114,7 @@ class _Carrier:
                 continue
             for value in node.inputs:
                 channels = None if value is None else self.provenance.map(value)
-                for channel in () if channels is None else set(channels.channels):
+                for channel in () if channels is None else dict.fromkeys(channels.channels):
                     found.setdefault(channel, []).append(self.order[label(node)])
         for value in self.graph.outputs:
             channels = self.provenance.map(value)
@@ -150,8 +150,8 @@ class _Carrier:
         if found is None:
             return []
         here, after = self.order[branch.nodes[0]], self.order[branch.nodes[-1]]
-        read = {self.now.get(c, c) for c in found.channels}
-        held: dict[str, list[Channel]] = {s: [] for s, _ in read}
+        read = dict.fromkeys(self.now.get(c, c) for c in found.channels)
+        held: dict[str, list[Channel]] = {source: [] for source, _ in read}
         for channel, places in self.readers.items():
             where = self.now.get(channel, channel)
             if where.source in held and any(p > here for p in places):
