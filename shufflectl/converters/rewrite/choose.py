@@ -178,6 +178,8 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
             return row
         if not LOWERINGS[row.candidate.form].folds:
             return replace(row, why=row.why + _NOT_PADDED)
+        if align == 1 and row.otherwise is not None:
+            return replace(row.otherwise, why="no shuffle is left to run, and no padding was asked for")
         chosen = replace(row.candidate, options=_aligned(row.candidate.options, align))
         return Choice(chosen, "the alignment was asked for", "", row.phone)
     if shuffle not in LOWERINGS:
