@@ -109,7 +109,8 @@ def test_exporting_again_replaces_the_files_with_the_same_bytes(
 
 def test_the_table_shows_what_the_issue_of_a_release_needs(run_cli: Any, tmp_path: Path) -> None:
     run = run_cli(
-        "export", "shufflenet_v2_x0_5", "--weights", "digits", "--images", "8", "--out", tmp_path / "dist"
+        *("export", "shufflenet_v2_x0_5", "--weights", "digits", "--images", "8", "--out", tmp_path / "dist"),
+        env={"COLUMNS": "140"},  # pytest's workers have a narrow terminal
     )
     assert 0 == run.status, run.stderr
     for word in ("bytes", "operators", "rank", "max |Δ|", "SQNR dB", "top-1 agreement", "verdict", "pass"):
