@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from shufflectl import __version__, errors
-from shufflectl.cli import OUTPUT, app, main
+from shufflectl.cli import app, main
+from shufflectl.commands.options import OUTPUT
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]

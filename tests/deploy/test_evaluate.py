@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from shufflectl.cli import OUTPUT, app
+from shufflectl.cli import app
+from shufflectl.commands.options import OUTPUT
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo

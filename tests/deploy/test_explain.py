@@ -388,7 +388,7 @@ class TestBadInput:
 
 def test_the_table_fits_a_hundred_columns(capsys: Any, monkeypatch: Any, torchscript: Path) -> None:
     from shufflectl.console import Output
-    from shufflectl.render import explained
+    from shufflectl.render.explanation import explained
 
     monkeypatch.setenv("COLUMNS", "100")
     explained(Output(), told(torchscript, targets=["all"], shuffle="auto"))
@@ -402,7 +402,7 @@ def test_the_table_fits_a_hundred_columns(capsys: Any, monkeypatch: Any, torchsc
 
 def test_a_network_without_shuffles_says_so(capsys: Any) -> None:
     from shufflectl.console import Output
-    from shufflectl.render import explained
+    from shufflectl.render.explanation import explained
 
     graph = adopt(
         onnx.parser.parse_model(

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from shufflectl import models
-from shufflectl.cli import OUTPUT, app
+from shufflectl.cli import app
+from shufflectl.commands.options import OUTPUT
 from shufflectl.errors import CheckpointError, UsageError
 from shufflectl.models import zoo
 from shufflectl.models.checkpoints import layouts

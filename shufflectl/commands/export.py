@@ -1,0 +1,149 @@
+"""`shufflectl export`: export a model or an ONNX file to every target."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shufflectl.commands.options import (
+    OUTPUT,
+    Images,
+    Json,
+    MaxRelative,
+    MinSqnr,
+    MinTop1,
+    PerLayer,
+    RuntimeNames,
+    RuntimePython,
+    Seed,
+    Threads,
+    Verbose,
+    Weights,
+    complete_model,
+    parity_options,
+)
+from shufflectl.errors import ParityError, UsageError
+
+__all__ = ["EXAMPLES", "export"]
+
+EXAMPLES = (
+    "shufflectl export shufflenet_v2_x0_5 --weights digits --target all --out dist/",
+    "shufflectl export shufflenet_v2_x1_0 --weights best.pt --target coreml --precision fp16",
+    "shufflectl export --weights best.pt --target tflite",
+    "shufflectl export model.onnx --target tflite,coreml",
+    "shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json",
+    "shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8",
+)
+
+
+def export(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|FILE]",
+            help="A name that [cyan]shufflectl models[/] lists, or an .onnx file of any exporter; by default "
+            "what the checkpoint is of.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    weights: Weights = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="onnx, coreml, tflite or all; repeatable, or separated by commas."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="fp32 or fp16; repeatable, or separated by commas."),
+    ] = None,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FOLDER", help="Where the files and manifest.json go.")
+    ] = "dist",
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes; by default what the weights hold.")
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Height and width of the input; by default what the weights were made for. Of a file: where "
+            "it leaves them free.",
+        ),
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="1|N|dynamic", help="The batch size of the files.")] = "1",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nhwc|nchw", help="Layout of the image input; by default nhwc for TFLite, nchw otherwise."
+        ),
+    ] = None,
+    shuffle: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|NAME",
+            help="The form of channel shuffles: auto (the best known for each target), or one that "
+            "[cyan]shufflectl explain[/] lists.",
+        ),
+    ] = "auto",
+    align: Annotated[
+        str,
+        typer.Option(metavar="auto|N", help="Pad channel counts to a multiple of N, in forms that can."),
+    ] = "auto",
+    half_io: Annotated[
+        bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
+    ] = False,
+    minimum_deployment_target: Annotated[
+        str, typer.Option(metavar="iOSNN", help="The oldest system that a Core ML file must run on.")
+    ] = "iOS16",
+    images: Images = "32",
+    seed: Seed = 0,
+    runtime: RuntimeNames = None,
+    runtime_python: RuntimePython = None,
+    threads: Threads = 1,
+    max_rel: MaxRelative = None,
+    min_sqnr: MinSqnr = None,
+    min_top1: MinTop1 = None,
+    per_layer: PerLayer = False,
+    keep_failing: Annotated[
+        bool, typer.Option("--keep-failing", help="Publish files that fail parity too, for a closer look.")
+    ] = False,
+    _json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Export a model or an ONNX file, run every file, compare all with the original and with one another.
+
+    Files and their manifest appear in the output folder only when they pass. Exit code 4 when they do not.
+    """
+    from shufflectl.deploy.export import export as run_export
+    from shufflectl.deploy.options import ExportRequest
+    from shufflectl.deploy.verify import TIP
+    from shufflectl.render.verification import exported
+
+    OUTPUT.quiet_libraries()
+    if not out.strip():
+        raise UsageError("the output folder is an empty name", hint="name a folder, or . for this one")
+    request = ExportRequest.parse(
+        model=model,
+        weights=weights,
+        targets=target or ["all"],
+        precisions=precision or ["fp32"],
+        out=Path(out),
+        num_classes=num_classes,
+        input_size=input_size,
+        batch=batch,
+        layout=layout,
+        shuffle=shuffle,
+        align=align,
+        half_io=half_io,
+        minimum_deployment_target=minimum_deployment_target,
+        keep_failing=keep_failing,
+        verbose=OUTPUT.verbose,
+        parity=parity_options(
+            images, seed, runtime, runtime_python, threads, max_rel, min_sqnr, min_top1, per_layer
+        ),
+    )
+    with OUTPUT.progress() as notify:
+        result = run_export(request, notify)
+    published = result.passed or keep_failing
+    exported(OUTPUT, result, out, published=published)
+    if not result.passed:
+        raise ParityError(result.failure, hint=TIP)

@@ -1,0 +1,131 @@
+"""What several commands take: the output, and options with their help."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shufflectl.console import Output
+
+if TYPE_CHECKING:
+    from shufflectl.deploy.options import ParityOptions
+
+__all__ = [
+    "OUTPUT",
+    "Images",
+    "Json",
+    "MaxRelative",
+    "MinSqnr",
+    "MinTop1",
+    "PerLayer",
+    "RuntimeNames",
+    "RuntimePython",
+    "Seed",
+    "Threads",
+    "Verbose",
+    "Weights",
+    "complete_model",
+    "parity_options",
+]
+
+OUTPUT = Output()
+
+
+def _set_json(value: bool) -> bool:
+    OUTPUT.json = OUTPUT.json or value
+    return value
+
+
+def _set_verbose(value: bool) -> bool:
+    OUTPUT.verbose = OUTPUT.verbose or value
+    return value
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the models whose names begin so, for the shell."""
+    from shufflectl.models import zoo
+
+    return [name for name in zoo.names() if name.startswith(incomplete)]
+
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on standard output.", callback=_set_json),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show what libraries say, and tracebacks.", callback=_set_verbose),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="[cyan]digits[/] (bundled), [cyan]imagenet[/] (torchvision's, downloaded), a checkpoint "
+        "(.safetensors, .pt, .pth, .ckpt), or [cyan]random:SEED[/]."
+    ),
+]
+Images = Annotated[
+    str,
+    typer.Option(
+        metavar="N|all", help="How many of the bundled real images to compare on; random ones come on top."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the random images.")]
+RuntimeNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="Run files with this runtime; repeatable: onnxruntime, litert, tflite-runtime, coreml, "
+        "coreml-reference.",
+    ),
+]
+RuntimePython = Annotated[
+    Path | None,
+    typer.Option(help="The Python interpreter in which tflite-runtime is installed."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of each runtime.")]
+MaxRelative = Annotated[
+    float | None,
+    typer.Option(
+        "--max-rel", min=0.0, help="Largest allowed max|Δ| relative to the largest reference value."
+    ),
+]
+MinSqnr = Annotated[float | None, typer.Option("--min-sqnr", help="Smallest allowed SQNR, in dB.")]
+MinTop1 = Annotated[
+    float | None, typer.Option("--min-top1", min=0.0, max=1.0, help="Smallest allowed top-1 agreement.")
+]
+PerLayer = Annotated[
+    bool, typer.Option("--per-layer", help="Compare every inner tensor of failing files, and show it.")
+]
+
+
+def parity_options(
+    images: str,
+    seed: int,
+    runtime: Sequence[str] | None,
+    runtime_python: Path | None,
+    threads: int,
+    max_rel: float | None,
+    min_sqnr: float | None,
+    min_top1: float | None,
+    per_layer: bool,
+) -> "ParityOptions":
+    """Read the options of parity.
+
+    Raises:
+        UsageError: A word is not one of the choices, or a number is out of range.
+    """
+    from shufflectl.deploy.options import ParityOptions
+
+    return ParityOptions.parse(
+        images=images,
+        seed=seed,
+        runtimes=runtime or (),
+        runtime_python=runtime_python,
+        threads=threads,
+        max_rel=max_rel,
+        sqnr=min_sqnr,
+        top1=min_top1,
+        per_layer=per_layer,
+    )
