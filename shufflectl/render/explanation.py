@@ -18,7 +18,7 @@ def explained(output: Output, found: "Explanation") -> None:
         output.document(found.to_json())
         return
     subject = found.subject
-    inputs = ", ".join(f"{name} {shape(shape)}" for name, shape in subject.inputs)
+    inputs = ", ".join(f"{name} {shape(sizes)}" for name, sizes in subject.inputs)
     written = f", written by {subject.producer}" if subject.producer else ""
     output.text(f"[bold]{escape(subject.name)}[/]  {escape(inputs)}, opset {subject.opset}{escape(written)}")
     for change in subject.changes:
