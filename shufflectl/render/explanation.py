@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shufflectl.console import Output
-from shufflectl.render.words import escape
+from shufflectl.render.words import escape, shape
 
 if TYPE_CHECKING:
     from shufflectl.deploy.explain import ExplainedSite, Explanation, Made
