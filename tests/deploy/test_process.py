@@ -40,3 +40,20 @@ def test_standard_input_is_empty() -> None:
     assert (
         "''\n" == run([sys.executable, "-c", "import sys; print(repr(sys.stdin.read()))"], timeout=20).stdout
     )
+
+
+def test_a_program_that_prints_without_end_is_killed() -> None:
+    code = "import os\nwhile True: os.write(1, b'x' * 65536)"
+    with pytest.raises(UnavailableError, match="printed more than 100000 bytes"):
+        run([sys.executable, "-c", code], timeout=20, limit=100_000)
+
+
+def test_output_up_to_the_limit_is_kept() -> None:
+    done = run([sys.executable, "-c", "print('x' * 99_999)"], timeout=20, limit=100_000)
+    assert 100_000 == len(done.stdout)
+
+
+def test_a_child_that_keeps_the_streams_open_does_not_make_it_wait_forever() -> None:
+    code = "import subprocess; subprocess.Popen(['sleep', '8'])"
+    with pytest.raises(UnavailableError, match="did not end within"):
+        run([sys.executable, "-c", code], timeout=0.5)
