@@ -15,6 +15,8 @@
     ├── GateError                        5  a budget or regression gate failed
     ├── UnstableError                    6  a measurement is inconclusive or unstable
     ├── UnavailableError                 7  a device, runtime or download is not available here
+    │   └── DeviceError                     a device that is missing, refuses, or does not do what it must
+    │       └── DeviceLostError             a device that no longer answers
     └── MissingDependencyError           8  an optional dependency is not installed
 
 A message is one sentence that says what happened and why; ``hint`` says what to do about it.
@@ -29,6 +31,8 @@ __all__ = [
     "ArtifactError",
     "CheckpointError",
     "DataError",
+    "DeviceError",
+    "DeviceLostError",
     "GateError",
     "GraphError",
     "InputError",
@@ -133,6 +137,14 @@ class UnavailableError(ShufflectlError):
     """A device, runtime or server does not exist on this platform or cannot be reached."""
 
     exit_code = 7
+
+
+class DeviceError(UnavailableError):
+    """A device is missing, does not let us in, lacks what a measurement needs, or did something else."""
+
+
+class DeviceLostError(DeviceError):
+    """A device no longer answers: unplugged, offline, rebooted, or its adb server was stopped."""
 
 
 class MissingDependencyError(ShufflectlError):

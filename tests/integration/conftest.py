@@ -1,0 +1,33 @@
+"""Fixtures of the tests that drive real programs."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.adb_daemon import Daemon, Phone
+from support.adb_server import AdbServer, running
+
+
+@pytest.fixture(scope="session")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdbServer]:
+    """A server of the real adb client."""
+    if shutil.which("adb") is None:
+        reason = "the adb client is not installed (Debian: apt-get install adb)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with running(tmp_path_factory.mktemp("adb-home")) as server:
+        yield server
+
+
+@pytest.fixture
+def daemon(adb_server: AdbServer, tmp_path: Path) -> Iterator[Daemon]:
+    """A phone in this process, connected."""
+    phone = Daemon(Phone(tmp_path / "phone"))
+    adb_server.connect(phone)
+    yield phone
+    adb_server.forget(phone)
+    phone.close()
