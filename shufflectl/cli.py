@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from shufflectl import __version__
-from shufflectl.commands import check, doctor, evaluate, explain, export, identify, inspect, models
+from shufflectl.commands import check, devices, doctor, evaluate, explain, export, identify, inspect, models
 from shufflectl.commands.options import OUTPUT
 from shufflectl.errors import OutputError, ShufflectlError
 
@@ -43,6 +43,7 @@ _add(inspect.inspect, inspect.EXAMPLES)
 _add(explain.explain, explain.EXAMPLES)
 _add(identify.identify, identify.EXAMPLES)
 _add(models.models, models.EXAMPLES)
+_add(devices.devices, devices.EXAMPLES)
 _add(doctor.doctor, doctor.EXAMPLES)
 
 

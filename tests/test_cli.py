@@ -22,7 +22,17 @@ def _fresh_output() -> Any:
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
-    assert ["export", "check", "evaluate", "inspect", "explain", "identify", "models", "doctor"] == COMMANDS
+    assert [
+        "export",
+        "check",
+        "evaluate",
+        "inspect",
+        "explain",
+        "identify",
+        "models",
+        "devices",
+        "doctor",
+    ] == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

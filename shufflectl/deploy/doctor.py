@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from shufflectl import __version__
 from shufflectl.converters.targets import TARGETS
-from shufflectl.deploy import process, runtimes
+from shufflectl.deploy import runtimes
+from shufflectl.deploy.devices import Adb, survey
 from shufflectl.errors import ShufflectlError
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
@@ -189,15 +190,20 @@ def _target(name: str) -> Check:
 
 def _devices() -> list[Check]:
     try:
-        listing = process.run(["adb", "devices"], timeout=15)
+        adb = Adb.find()
     except ShufflectlError as error:
-        return [Check("device", "adb", "missing", error.message, "install Android's platform-tools")]
-    rows = [line.split() for line in listing.stdout.splitlines()[1:] if line.strip()]
-    checks = [Check("device", "adb", "ok", f"{len(rows)} device(s) connected")]
-    for serial, state, *_ in (row for row in rows if len(row) >= 2):
-        if state == "device":
-            checks.append(Check("device", serial, "ok", "connected"))
+        return [Check("device", "adb", "missing", error.message, error.hint)]
+    try:
+        found = survey(adb)
+    except ShufflectlError as error:
+        return [Check("device", "adb", "broken", error.message, error.hint)]
+    version = adb.version()
+    connected = f"{len(found)} device(s) connected"
+    checks = [Check("device", "adb", "ok", f"{version}, {connected}" if version else connected)]
+    for item in found:
+        if item.usable and item.identity is not None:
+            checks.append(Check("device", item.serial, "ok", item.identity.model))
         else:
-            hint = "accept the prompt on its screen" if state == "unauthorized" else "reconnect it"
-            checks.append(Check("device", serial, "absent", state, hint))
+            text, remedy = item.problems[0]
+            checks.append(Check("device", item.serial, "absent", text, remedy))
     return checks
