@@ -36,7 +36,7 @@ from shufflectl.errors import ArtifactError, OutputError, ShufflectlError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["MANIFEST", "Staging", "digest", "is_artifact_name", "size"]
+__all__ = ["MANIFEST", "Staging", "digest", "is_artifact_name", "size", "write_file"]
 
 MANIFEST: Final = "manifest.json"
 """The name of the manifest in an output folder."""
@@ -125,6 +125,53 @@ def _members(folder: Path) -> list[tuple[str, Path]]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def write_file(path: Path, data: bytes, option: str = "--out") -> None:
+    """Write one file that is no artifact (a report, a result): whole, or not at all.
+
+    Args:
+        path: The file, of any name. What is there is replaced, a link's target where it is a link; what is no
+            plain file, as ``/dev/stdout``, is written to as it is.
+        data: Its content.
+        option: Where the user named it, for messages.
+
+    Raises:
+        OutputError: The folder does not exist or cannot be written, the disk is full, or a folder has that
+            name.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder", hint=f"give {option} the name of a file")
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        with tempfile.NamedTemporaryFile(prefix=_PREFIX, dir=path.parent, delete=False) as stream:
+            written = Path(stream.name)
+            try:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+                written.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+                written.replace(path)
+            except BaseException:
+                written.unlink(missing_ok=True)
+                raise
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}", hint="make it, or name another"
+        ) from error
+    except OSError as error:
+        cause, hint = _CAUSES.get(error.errno or 0, (error.strerror or str(error), ""))
+        hint = hint.replace("--out", option)
+        raise OutputError(f"{path} cannot be written: {cause}", hint=hint) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 class Staging:

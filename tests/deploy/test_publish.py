@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shufflectl.deploy import publish
-from shufflectl.deploy.publish import MANIFEST, Staging, digest, is_artifact_name, size
+from shufflectl.deploy.publish import MANIFEST, Staging, digest, is_artifact_name, size, write_file
 from shufflectl.errors import ArtifactError, OutputError, ShufflectlError
 
 FILE, FOLDER = "net-fp32.onnx", "net-fp32.mlpackage"
@@ -474,3 +474,51 @@ class TestDigest:
     def test_a_missing_artifact_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="cannot be read: No such file"):
             digest(tmp_path / "x")
+
+
+class TestWriteFile:
+    """A report or a result, of any name."""
+
+    def test_it_has_the_content_and_the_usual_permissions(self, tmp_path: Path) -> None:
+        path = tmp_path / "a name with 'quotes'.html"
+        write_file(path, b"1")
+        (tmp_path / "plain").write_bytes(b"")
+        assert b"1" == path.read_bytes()
+        assert (tmp_path / "plain").stat().st_mode == path.stat().st_mode
+
+    def test_it_replaces_what_is_there_and_leaves_nothing_else(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.json"
+        path.write_bytes(b"old")
+        path.chmod(0o600)
+        write_file(path, b"new")
+        assert b"new" == path.read_bytes()
+        assert 0o600 == path.stat().st_mode & 0o777
+        assert [path] == list(tmp_path.iterdir())
+
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "x")
+        write_file(tmp_path / "link", b"1")
+        assert (tmp_path / "link").is_symlink()
+        assert b"1" == (tmp_path / "x").read_bytes()
+
+    def test_a_failure_leaves_the_old_content_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "x.json"
+        path.write_bytes(b"old")
+
+        def full(_handle: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(publish.os, "fsync", full)
+        with pytest.raises(OutputError, match="the disk is full") as caught:
+            write_file(path, b"new", "--html")
+        assert "--html" in caught.value.hint
+        assert b"old" == path.read_bytes()
+        assert [path] == list(tmp_path.iterdir())
+
+    def test_a_missing_folder_and_a_folder_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="there is no folder"):
+            write_file(tmp_path / "no" / "x", b"1")
+        with pytest.raises(OutputError, match="is a folder"):
+            write_file(tmp_path, b"1")
