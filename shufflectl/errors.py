@@ -6,6 +6,7 @@
     ├── UsageError                       2  the command line asks for something that does not exist
     ├── InputError                       3  bad input
     │   ├── CheckpointError                 missing, corrupt, malicious or of another layout
+    │   ├── FactoryError                    a user's module:factory that fails, or gives no module
     │   ├── GraphError                      a graph that cannot be captured or read
     │   ├── UnsupportedOperatorError        an operator that a target or runtime cannot express
     │   ├── ArtifactError                   an exported file that is missing, damaged or of another kind
@@ -33,6 +34,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "DeviceLostError",
+    "FactoryError",
     "GateError",
     "GraphError",
     "InputError",
@@ -78,6 +80,10 @@ class InputError(ShufflectlError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, truncated, corrupt, unsafe to load or does not fit the model."""
+
+
+class FactoryError(InputError):
+    """A user's ``module:factory`` cannot be imported, raises, or gives no module that can be exported."""
 
 
 class GraphError(InputError):

@@ -28,7 +28,9 @@ class Run:
         return json.loads(self.stdout)
 
 
-def shufflectl(*argv: str | Path, env: dict[str, str] | None = None, timeout: float = 300) -> Run:
+def shufflectl(
+    *argv: str | Path, env: dict[str, str] | None = None, timeout: float = 300, cwd: Path | None = None
+) -> Run:
     """Call the command line in a process of its own, as a user does."""
     done = subprocess.run(
         [sys.executable, "-m", "shufflectl", *map(str, argv)],
@@ -36,6 +38,7 @@ def shufflectl(*argv: str | Path, env: dict[str, str] | None = None, timeout: fl
         text=True,
         env={**os.environ, **(env or {})},
         timeout=timeout,
+        cwd=cwd,
         check=False,
     )
     return Run(done.returncode, done.stdout, done.stderr)

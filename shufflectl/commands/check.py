@@ -7,6 +7,7 @@ import typer
 
 from shufflectl.commands.options import (
     OUTPUT,
+    Arguments,
     Images,
     Json,
     MaxRelative,
@@ -29,6 +30,7 @@ EXAMPLES = (
     "shufflectl check dist/",
     "shufflectl check model.onnx model.tflite model.mlpackage --per-layer",
     "shufflectl check dist/ --weights best.pt --json",
+    "shufflectl check dist/ --model detector.model:build --arg classes=3 --weights best.pt",
 )
 
 
@@ -40,12 +42,13 @@ def check(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model to compare with, or the .onnx file that the files were made from; by default "
-            "what the files say.",
+            help="The model to compare with, the .onnx file that the files were made from, or the function "
+            "that built it (package.module:factory); by default what the files say.",
             autocompletion=complete_model,
         ),
     ] = None,
     weights: Weights = None,
+    arg: Arguments = None,
     images: Images = "32",
     seed: Seed = 0,
     runtime: RuntimeNames = None,
@@ -70,6 +73,8 @@ def check(
         images, seed, runtime, runtime_python, threads, max_rel, min_sqnr, min_top1, per_layer
     )
     with OUTPUT.progress() as notify:
-        result = checking.check(paths, model=model, weights=weights, parity=options, notify=notify)
+        result = checking.check(
+            paths, model=model, weights=weights, arguments=arg or (), parity=options, notify=notify
+        )
     checked(OUTPUT, result)
     result.raise_for_failure()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from shufflectl.commands.options import OUTPUT, Json, Verbose, Weights, complete_model
+from shufflectl.commands.options import OUTPUT, Arguments, Inputs, Json, Verbose, Weights, complete_model
 
 __all__ = ["EXAMPLES", "explain"]
 
@@ -13,6 +13,7 @@ EXAMPLES = (
     "shufflectl explain model.onnx --target tflite --json",
     "shufflectl explain shufflenet_v1_g3_x1_0 --target onnx --shuffle fold --align 8",
     "shufflectl explain shufflenet_v2_x0_5 --all-forms",
+    "shufflectl explain detector.model:build --arg classes=3 --input image=1x3x320x320",
 )
 
 
@@ -20,8 +21,9 @@ def explain(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|FILE",
-            help="A name that [cyan]shufflectl models[/] lists, or an .onnx file of any exporter.",
+            metavar="MODEL|FILE|MODULE:FACTORY",
+            help="A name that [cyan]shufflectl models[/] lists, an .onnx file of any exporter, or a Python "
+            "function that builds a torch module.",
             autocompletion=complete_model,
         ),
     ],
@@ -34,6 +36,8 @@ def explain(
         typer.Option(metavar="NAME", help="fp32 or fp16; repeatable, or separated by commas."),
     ] = None,
     weights: Weights = None,
+    arg: Arguments = None,
+    input_: Inputs = None,
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes; by default what the weights hold.")
     ] = None,
@@ -77,6 +81,8 @@ def explain(
         targets=target or ["all"],
         precisions=precision or ["fp32"],
         weights=weights,
+        arguments=arg or (),
+        inputs=input_ or (),
         num_classes=num_classes,
         input_size=input_size,
         shuffle=shuffle,

@@ -1,4 +1,4 @@
-"""`shufflectl export`: export a model or an ONNX file to every target."""
+"""`shufflectl export`: export a model, an ONNX file or one's own network to every target."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,9 @@ import typer
 
 from shufflectl.commands.options import (
     OUTPUT,
+    Arguments,
     Images,
+    Inputs,
     Json,
     MaxRelative,
     MinSqnr,
@@ -31,6 +33,7 @@ EXAMPLES = (
     "shufflectl export shufflenet_v2_x1_0 --weights best.pt --target coreml --precision fp16",
     "shufflectl export --weights best.pt --target tflite",
     "shufflectl export model.onnx --target tflite,coreml",
+    "shufflectl export detector.model:build --arg classes=3 --weights best.pt --input image=1x3x320x320",
     "shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json",
     "shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8",
 )
@@ -40,13 +43,23 @@ def export(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|FILE]",
-            help="A name that [cyan]shufflectl models[/] lists, or an .onnx file of any exporter; by default "
-            "what the checkpoint is of.",
+            metavar="[MODEL|FILE|MODULE:FACTORY]",
+            help="A name that [cyan]shufflectl models[/] lists, an .onnx file of any exporter, or a Python "
+            "function that builds a torch module; by default what the checkpoint is of.",
             autocompletion=complete_model,
         ),
     ] = None,
     weights: Weights = None,
+    arg: Arguments = None,
+    input_: Inputs = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Names of the outputs of package.module:factory, in its order; by default the keys of its "
+            "dictionaries. Repeatable, or separated by commas.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="onnx, coreml, tflite or all; repeatable, or separated by commas."),
@@ -109,7 +122,7 @@ def export(
     _json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
-    """Export a model or an ONNX file, run every file, compare all with the original and with one another.
+    """Export a model, an ONNX file or one's own network; run every file; compare all with the original.
 
     Files and their manifest appear in the output folder only when they pass. Exit code 4 when they do not.
     """
@@ -124,6 +137,9 @@ def export(
     request = ExportRequest.parse(
         model=model,
         weights=weights,
+        arguments=arg or (),
+        inputs=input_ or (),
+        outputs=output or (),
         targets=target or ["all"],
         precisions=precision or ["fp32"],
         out=Path(out),

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OUTPUT",
+    "Arguments",
     "Images",
+    "Inputs",
     "Json",
     "MaxRelative",
     "MinSqnr",
@@ -62,6 +64,23 @@ Weights = Annotated[
     typer.Option(
         help="[cyan]digits[/] (bundled), [cyan]imagenet[/] (torchvision's, downloaded), a checkpoint "
         "(.safetensors, .pt, .pth, .ckpt), or [cyan]random:SEED[/]."
+    ),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg",
+        metavar="KEY=VALUE",
+        help="An argument of package.module:factory, a Python literal or text; repeatable.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SHAPE",
+        help="Name and shape of an input of package.module:factory, for example image=1x3x320x320; "
+        "repeatable, in the order in which the network takes them.",
     ),
 ]
 Images = Annotated[

@@ -6,13 +6,49 @@ from typing import Any, Self
 
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 
-__all__ = ["METADATA_KEY", "TRACE_KEY", "ModelInfo"]
+__all__ = ["METADATA_KEY", "TRACE_KEY", "FactoryRecord", "ModelInfo"]
 
 METADATA_KEY = "shufflectl.info"
 """The key under which every format's own metadata holds `ModelInfo.to_json`."""
 
 TRACE_KEY = "shufflectl.trace"
 """The key under which every format's own metadata holds `converters.trace.Trace.to_json`."""
+
+
+@dataclass(frozen=True)
+class FactoryRecord:
+    """The user's function that built a network: a record, which is never run from what a file says.
+
+    Attributes:
+        name: ``package.module:factory``.
+        arguments: By name, as the user wrote them.
+        inputs: The names of the inputs, in the order in which the network takes them.
+        outputs: The names of the outputs, in the order in which it gives them.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, str], ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {
+            "name": self.name,
+            "arguments": dict(self.arguments),
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(
+            name=str(data["name"]),
+            arguments=tuple((str(key), str(value)) for key, value in data["arguments"].items()),
+            inputs=tuple(str(name) for name in data["inputs"]),
+            outputs=tuple(str(name) for name in data["outputs"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -30,6 +66,7 @@ class ModelInfo:
         version: The model's own version.
         license: An SPDX expression.
         precision: Of the file that holds this description; empty where it is not of one file.
+        factory: The user's function that built the network, where one did.
     """
 
     name: str
@@ -42,9 +79,10 @@ class ModelInfo:
     version: str = ""
     license: str = ""
     precision: str = ""
+    factory: FactoryRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the description as JSON values."""
+        """Return the description as JSON values; what is not there of a usual model is left out."""
         return {
             "name": self.name,
             "weights": self.weights,
@@ -56,6 +94,7 @@ class ModelInfo:
             "version": self.version,
             "license": self.license,
             "precision": self.precision,
+            **({} if self.factory is None else {"factory": self.factory.to_json()}),
         }
 
     @classmethod
@@ -69,5 +108,6 @@ class ModelInfo:
             version=str(data.get("version", "")),
             license=str(data.get("license", "")),
             precision=str(data.get("precision", "")),
+            factory=FactoryRecord.from_json(data["factory"]) if "factory" in data else None,
             **text,
         )

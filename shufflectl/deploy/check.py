@@ -1,6 +1,8 @@
 """Check exported files again: on any machine, from a manifest or from the files alone."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,16 +14,19 @@ from shufflectl.converters.targets import TARGETS
 from shufflectl.converters.trace import NHWC, TensorView
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
+from shufflectl.deploy.factory_model import call_of, open_factory
 from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.images import gather_shapes
 from shufflectl.deploy.inspect import Summary, summarize
 from shufflectl.deploy.manifest import MANIFEST, Manifest
 from shufflectl.deploy.onnx_model import is_file, open_model
-from shufflectl.deploy.options import ParityOptions
+from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
 from shufflectl.models import LoadedModel, load, zoo
+from shufflectl.models.custom import BUILT
 from shufflectl.models.download import cached
+from shufflectl.models.factory import Factory
 from shufflectl.models.preprocess import IMAGENET
 from shufflectl.models.zoo import variants
 
@@ -94,6 +99,7 @@ def check(
     *,
     model: str | None = None,
     weights: str | None = None,
+    arguments: Sequence[str] = (),
     parity: ParityOptions | None = None,
     notify: Notify = lambda _what, _done, _total: None,
 ) -> CheckResult:
@@ -101,9 +107,11 @@ def check(
 
     Args:
         paths: Export folders, or single artifacts; single ones belong to one model.
-        model: The model to compare with: a name of the registry, or the ONNX file that the files were made
-            from; None for what the files say.
+        model: The model to compare with: a name of the registry, the ONNX file that the files were made
+            from, or the user's function that built it (``package.module:factory``), whose code then runs;
+            None for what the files say, which is never a function.
         weights: The weights to compare with; None for what the files say.
+        arguments: Of that function, as ``key=value``.
         parity: What to run on.
         notify: Told about progress.
 
@@ -111,10 +119,17 @@ def check(
         ArtifactError: A file is missing, damaged, of another kind, or of another model than its neighbours.
         CheckpointError: The given weights are not those of the files.
         UsageError: No file is given, one file alone with nothing to compare it with, or weights for a file.
+        FactoryError: The user's function fails.
         UnavailableError: No runtime here executes a format.
     """
     options = parity or ParityOptions()
+    factory = parse_factory(model, arguments, ())
     groups = find_groups(paths, notify)
+    if factory is not None:
+        with redirect_stdout(sys.stderr):  # what a user's code prints is no result
+            return CheckResult(
+                tuple(_check_built(group, factory, weights, options, notify) for group in groups)
+            )
     return CheckResult(tuple(_check(group, model, weights, options, notify) for group in groups))
 
 
@@ -138,7 +153,7 @@ def _check(
         reference = Reference(REFERENCE, module, graph)
         title, preprocess, labels = loaded.variant.name, loaded.preprocess, loaded.labels
     else:
-        first = _file_as_reference(group.artifacts)
+        first = _file_as_reference(group)
         reference = Reference(
             first.file,
             None,
@@ -150,7 +165,57 @@ def _check(
         title = info.name if info else first.path.stem
         preprocess, labels = (info.preprocess, info.labels) if info else (IMAGENET, ())
     inputs = gather_shapes(ports.shapes, preprocess, labels, options)
-    return _judged(group, verify(title, group.artifacts, reference, inputs, options, notify))
+    verification = verify(title, group.artifacts, reference, inputs, options, notify)
+    return _judged(group, replace(verification, notes=_not_run(group)))
+
+
+def _not_run(group: Group) -> tuple[str, ...]:
+    """Return what to say of files that a user's own function made: it runs only where it is named."""
+    record = None if group.info is None else group.info.factory
+    if record is None:
+        return ()
+    said = f"the files say that {record.name} built the model, and none of its code was run"
+    return (f"{said}; to compare with it, where you trust it, add {call_of(record)}",)
+
+
+def _check_built(
+    group: Group, factory: Factory, weights: str | None, options: ParityOptions, notify: Notify
+) -> Verification:
+    """Compare files with the network that a user's own function builds. That code runs."""
+    ports = _ports(group.artifacts[0], options)
+    info = group.info
+    record = None if info is None else info.factory
+    shapes: dict[str, tuple[int, ...]] = {}
+    known = ports.shapes
+    if record is not None and set(record.inputs) == set(known):
+        known = {name: known[name] for name in record.inputs}
+        factory = replace(factory, outputs=record.outputs)
+    for name, shape in known.items():
+        shapes[name] = tuple(1 if size is None else size for size in shape)
+    if weights is None and info is not None and info.weights:
+        if info.weights != BUILT and not info.weights.startswith("random:"):
+            raise UsageError(
+                f"the files were made with the weights {info.weights}",
+                hint="pass --weights with that checkpoint",
+            )
+        weights = info.weights
+    dynamic = ports.batch == "dynamic"
+    found = open_factory(
+        replace(factory, inputs=shapes), weights=weights, batch="dynamic" if dynamic else 1, notify=notify
+    )
+    if info is not None and info.weights_sha256 != found.info.weights_sha256:
+        raise CheckpointError(
+            f"{factory.name} with {found.info.weights} is not what the files were made from: SHA-256 "
+            f"{found.info.weights_sha256[:12]}, the files say {info.weights_sha256[:12]} ({info.weights})",
+            hint="pass its --arg and --weights as for the export"
+            + ("" if record is None else f": {call_of(record)}"),
+        )
+    inputs = found.inputs(options)
+    if info is not None:
+        inputs = gather_shapes(found.shapes, info.preprocess, info.labels, options)
+    title = info.name if info else found.info.name
+    verification = verify(title, group.artifacts, found.reference(REFERENCE), inputs, options, notify)
+    return _judged(group, verification)
 
 
 def _check_original(
@@ -207,6 +272,14 @@ def reference_model(
     wanted = name or (info.name if info else None)
     if wanted is None and weights is None:
         return None
+    if name is None and info is not None and info.factory is not None:
+        if weights is None:
+            return None
+        raise UsageError(
+            f"{group.artifacts[0].file} says that {info.factory.name} built the model, whose code runs only "
+            "where it is named",
+            hint=f"where you trust it, add {call_of(info.factory)}",
+        )
     if weights is None and wanted not in zoo.names() and name is None:
         return None  # made from a file, whose name is all that is known
     spec = weights or (info.weights if info else None)
@@ -243,12 +316,16 @@ def _classes(artifact: Artifact) -> int | None:
     return shape[-1] if shape else None
 
 
-def _file_as_reference(artifacts: Sequence[Artifact]) -> Artifact:
+def _file_as_reference(group: Group) -> Artifact:
     """Return the file that the others are held against: fp32 before fp16, ONNX before the others."""
+    artifacts = group.artifacts
     if len(artifacts) < 2:
+        record = None if group.info is None else group.info.factory
         raise UsageError(
             f"{artifacts[0].file} alone has nothing to be compared with",
-            hint="pass --weights with its checkpoint (and --model), --model with the ONNX file that it was "
+            hint=f"it says that {record.name} built the model; where you trust that, pass {call_of(record)}"
+            if record is not None
+            else "pass --weights with its checkpoint (and --model), --model with the ONNX file that it was "
             "made from, or more files of the same model",
         )
     order = list(TARGETS)

@@ -1,11 +1,14 @@
 """What becomes of every channel shuffle of a model: where it is, what it moves, the form it gets and why.
 
-The model is one of the registry or an ONNX file of any exporter. Nothing is written. The figures are those of
-the graph: what an emitter adds (layout changes) and what a runtime fuses is `inspect`'s to say.
+The model is one of the registry, an ONNX file of any exporter, or a network that a user's function builds.
+Nothing is written. The figures are those of the graph: what an emitter adds (layout changes) and what a
+runtime fuses is `inspect`'s to say.
 """
 
 import ast
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
@@ -34,9 +37,10 @@ from shufflectl.converters.rewrite.provenance import LeftAlone, Site, analyze, l
 from shufflectl.converters.targets import PRECISIONS, TARGETS, Precision
 from shufflectl.deploy.onnx_model import is_file, reading, refuse_finished
 from shufflectl.deploy.onnx_weights import load_weights, parse
-from shufflectl.deploy.options import words
+from shufflectl.deploy.options import parse_factory, words
 from shufflectl.errors import UsageError
 from shufflectl.models import zoo
+from shufflectl.models.factory import Factory
 
 if TYPE_CHECKING:
     import onnx
@@ -68,7 +72,9 @@ class ExplainRequest:
     """What is to be explained.
 
     Attributes:
-        subject: A name of the registry, or the path of an ONNX file.
+        subject: A name of the registry, the path of an ONNX file, or a function of the user's
+            (``package.module:factory``).
+        factory: What the user says of that function; None where ``subject`` is none.
         targets: Names of `TARGETS`.
         precisions: Of every target.
         weights: As `models.load` takes it; only with a name of the registry.
@@ -80,6 +86,7 @@ class ExplainRequest:
     """
 
     subject: str
+    factory: Factory | None = None
     targets: tuple[str, ...] = tuple(TARGETS)
     precisions: tuple[Precision, ...] = ("fp32",)
     weights: str | None = None
@@ -91,7 +98,14 @@ class ExplainRequest:
 
     @classmethod
     def parse(
-        cls, *, targets: Sequence[str], precisions: Sequence[str], align: str = AUTO, **rest: Any
+        cls,
+        *,
+        targets: Sequence[str],
+        precisions: Sequence[str],
+        align: str = AUTO,
+        arguments: Sequence[str] = (),
+        inputs: Sequence[str] = (),
+        **rest: Any,
     ) -> Self:
         """Read what the command line has as text.
 
@@ -99,6 +113,7 @@ class ExplainRequest:
             UsageError: A word is not one of the choices, or a number is out of range.
         """
         request = cls(
+            factory=parse_factory(rest.get("subject"), arguments, inputs),
             targets=words(targets, tuple(TARGETS), "target", everything="all"),
             precisions=cast("tuple[Precision, ...]", words(precisions, PRECISIONS, "precision")),
             align=parse_align(align),
@@ -331,7 +346,7 @@ class _Opened:
 
 
 def explain(request: ExplainRequest, notify: "Notify" = lambda _what, _done, _total: None) -> Explanation:
-    """Explain a model of the registry or an ONNX file. Nothing is written, and no code of a file runs.
+    """Explain a model, an ONNX file or a user's network. Nothing is written, and no code of a file runs.
 
     Args:
         request: What to explain.
@@ -341,8 +356,12 @@ def explain(request: ExplainRequest, notify: "Notify" = lambda _what, _done, _to
         UsageError: There is no such model, or an option does not fit a file.
         ArtifactError: The file is missing, damaged or no ONNX file.
         CheckpointError: The checkpoint cannot be loaded or does not fit.
+        FactoryError: The user's function fails, or gives no network that can be exported.
         GraphError: The model cannot be captured, or a shape of the file is not known.
     """
+    if request.factory is not None:
+        with redirect_stdout(sys.stderr):  # what a user's code prints is no result
+            return _explain(_built(request, request.factory, notify), request, notify)
     if not is_file(request.subject):
         return _explain(_model(request, notify), request, notify)
     opened = _file(request, notify)
@@ -366,6 +385,19 @@ def _model(request: ExplainRequest, notify: "Notify") -> _Opened:
     notify("capturing the graph", 0, 0)
     graph = captured(model, request.input_size or model.input_size, 1)
     return _Opened(graph, model.variant.name, "model")
+
+
+def _built(request: ExplainRequest, factory: Factory, notify: "Notify") -> _Opened:
+    from shufflectl.deploy.factory_model import open_factory
+
+    if request.num_classes is not None:
+        raise UsageError(
+            "--num-classes is for models of the registry",
+            hint="a function of one's own takes arguments: --arg key=value",
+        )
+    found = open_factory(factory, weights=request.weights, size=request.input_size, notify=notify)
+    notify("capturing the graph", 0, 0)
+    return _Opened(found.graph, found.info.name, "model")
 
 
 def _file(request: ExplainRequest, notify: "Notify") -> _Opened:

@@ -1,7 +1,11 @@
-"""The main job: a trained model, or an ONNX file, becomes files that are proved equal, and a manifest."""
+"""The main job: a trained model, an ONNX file or a user's own network becomes files that are proved equal.
 
+A manifest says what they are.
+"""
+
+import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +18,7 @@ from shufflectl.converters.rewrite.choose import NATIVE, Candidate, Choice, lowe
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
+from shufflectl.deploy.factory_model import open_factory
 from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
 from shufflectl.deploy.onnx_model import is_file, open_model, reading
@@ -22,6 +27,7 @@ from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
 from shufflectl.models import LoadedModel, load
+from shufflectl.models.factory import Factory
 
 __all__ = ["REFERENCE", "captured", "describe", "export"]
 
@@ -32,7 +38,7 @@ _Emit = Callable[[Graph, ModelInfo, EmitOptions, Path], None]
 
 
 def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total: None) -> Verification:
-    """Export a model or an ONNX file to every target and precision, compare all, publish those that pass.
+    """Export a model, an ONNX file or a user's own network, compare all files, publish those that pass.
 
     Files appear in the output folder atomically, the manifest last. Where any comparison fails nothing is
     published, unless the request says so.
@@ -48,6 +54,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         UsageError: An unknown model, a weights specification that does not exist, or an option that does not
             fit a file.
         CheckpointError: The checkpoint cannot be loaded or does not fit.
+        FactoryError: A user's own function fails, or gives no network that can be exported.
         GraphError: The model cannot be captured.
         UnsupportedOperatorError: A target cannot express an operator.
         OutputError: The output folder cannot be written.
@@ -63,7 +70,9 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
         artifacts: list[Artifact] = []
         with ExitStack() as stack:
             emitters = _emitters(request, stack)
-            subject = _file(request, notify) if _named_file(request) else _model(request, notify)
+            if request.factory is not None:  # what a user's code prints is no result
+                stack.enter_context(redirect_stdout(sys.stderr))
+            subject = _subject(request, notify)
             request = _layout(request, subject)
             graph, info = subject.graph, subject.info
             forms = _Forms(graph)
@@ -112,8 +121,29 @@ class _Subject:
     interface: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _named_file(request: ExportRequest) -> bool:
-    return request.model is not None and is_file(request.model)
+def _subject(request: ExportRequest, notify: Notify) -> _Subject:
+    if request.factory is not None:
+        return _built(request, request.factory, notify)
+    if request.model is not None and is_file(request.model):
+        return _file(request, notify)
+    return _model(request, notify)
+
+
+def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject:
+    """Return a network that a user's own function builds. That code runs."""
+    found = open_factory(
+        factory, weights=request.weights, size=request.input_size, batch=request.batch, notify=notify
+    )
+    notify("capturing the graph", 0, 0)
+    return _Subject(
+        found.graph,
+        found.info,
+        found.width,
+        found.reference(REFERENCE),
+        found.inputs(request.parity),
+        found.notes,
+        interface=found.interface,
+    )
 
 
 def _model(request: ExportRequest, notify: Notify) -> _Subject:

@@ -22,7 +22,7 @@ from shufflectl.errors import ArtifactError, GraphError, ShufflectlError, UsageE
 from shufflectl.models import zoo
 from shufflectl.models.preprocess import Preprocess
 
-__all__ = ["OnnxModel", "is_file", "open_model", "reading", "refuse_finished"]
+__all__ = ["OnnxModel", "check_types", "is_file", "open_model", "reading", "refuse_finished"]
 
 _CHECKPOINTS: Final = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar")
 _NAME: Final = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -172,7 +172,7 @@ def open_model(
         onnx.checker.check_model(proto)
         name = _plain_name(path)
         found = to_graph(proto, name=name, size=size, batch=batch)
-        _check_types(found.graph)
+        check_types(found.graph)
     info, notes = _described(path, name, sha256, stated)
     if found.half:
         notes = (*notes, "the file computes in half precision, so exports are held to the limits of fp16")
@@ -221,7 +221,7 @@ def _leaves_size_free(proto: onnx.ModelProto) -> bool:
     )
 
 
-def _check_types(graph: Graph) -> None:
+def check_types(graph: Graph) -> None:
     """Refuse inputs and outputs that are no numbers to compare.
 
     Raises:

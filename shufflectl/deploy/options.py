@@ -17,8 +17,9 @@ from shufflectl.converters.targets import (
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.errors import UsageError, nearest
+from shufflectl.models.factory import Factory, is_factory, refuse_path
 
-__all__ = ["ExportRequest", "ParityOptions", "words"]
+__all__ = ["ExportRequest", "ParityOptions", "parse_factory", "words"]
 
 _MAX_BATCH = 4096
 _MAX_SIZE = 2048
@@ -91,7 +92,9 @@ class ExportRequest:
     """One export.
 
     Attributes:
-        model: A name of the registry, or the path of an ONNX file; None for what the weights file is of.
+        model: A name of the registry, the path of an ONNX file, or a function of the user's
+            (``package.module:factory``); None for what the weights file is of.
+        factory: What the user says of that function and its network; None where ``model`` is none.
         weights: As `models.load` takes it.
         targets: Names of `TARGETS`.
         precisions: Of every target.
@@ -110,6 +113,7 @@ class ExportRequest:
     """
 
     model: str | None = None
+    factory: Factory | None = None
     weights: str | None = None
     targets: tuple[str, ...] = tuple(TARGETS)
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -135,6 +139,9 @@ class ExportRequest:
         batch: str,
         layout: str | None,
         align: str = AUTO,
+        arguments: Sequence[str] = (),
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
         **rest: Any,
     ) -> Self:
         """Read what the command line has as text.
@@ -147,7 +154,16 @@ class ExportRequest:
         size = rest.get("input_size")
         if size is not None and size > _MAX_SIZE:
             raise UsageError(f"an input of {size} pixels is too large", hint=f"give at most {_MAX_SIZE}")
+        factory = parse_factory(rest.get("model"), arguments, inputs, outputs)
+        if factory is not None and rest.get("num_classes") is not None:
+            raise UsageError(
+                "--num-classes is for models of the registry",
+                hint="a function of one's own takes arguments: --arg key=value",
+            )
+        if factory is not None and factory.inputs and size is not None:
+            raise UsageError("--input-size and --input say the same thing", hint="leave one out")
         request = cls(
+            factory=factory,
             targets=words(targets, tuple(TARGETS), "target", everything="all"),
             precisions=cast("tuple[Precision, ...]", words(precisions, PRECISIONS, "precision")),
             batch=_batch(batch),
@@ -202,6 +218,27 @@ class ExportRequest:
         if target == "coreml":
             options["minimum_deployment_target"] = self.minimum_deployment_target
         return options
+
+
+def parse_factory(
+    model: str | None, arguments: Sequence[str], inputs: Sequence[str], outputs: Sequence[str] = ()
+) -> Factory | None:
+    """Return the user's own function where the model is named as one: ``package.module:factory``.
+
+    Raises:
+        UsageError: Options of a function are given without one, or have another form than they should.
+    """
+    if model is not None:
+        refuse_path(model)
+        if is_factory(model):
+            return Factory.parse(model, arguments=arguments, inputs=inputs, outputs=outputs)
+    for option, given in (("--arg", arguments), ("--input", inputs), ("--output", outputs)):
+        if given:
+            raise UsageError(
+                f"{option} is for a network of one's own",
+                hint="name the function that builds it: package.module:factory",
+            )
+    return None
 
 
 def words(

@@ -68,7 +68,7 @@ class Reference:
         precision: What the reference computes in.
         inputs: The names of the inputs, where there may be several; None for one.
         outputs: The names of the outputs, where the files may have them in another order.
-        batch: How many images the original is handed at once; None for any number.
+        batch: How many images the module or the original is handed at once; None for any number.
     """
 
     name: str
@@ -236,7 +236,7 @@ def verify(
     }
     members = []
     if reference.module is not None:
-        module = Member.from_module(reference.name, reference.module)
+        module = Member.from_module(reference.name, reference.module, batch=reference.batch)
         members.append(module.recorded(inputs.by_kind, progress=_telling(notify, reference.name)))
     names: dict[str, Any] = {"inputs": reference.inputs, "outputs": reference.outputs}
     if reference.original is not None:

@@ -15,7 +15,7 @@ from shufflectl.models.checkpoints.header import METADATA_KEY, described, record
 from shufflectl.models.checkpoints.identify import identify
 from shufflectl.models.download import Notify, fetch
 from shufflectl.models.preprocess import IMAGENET, Preprocess
-from shufflectl.models.random_weights import digest, random_state
+from shufflectl.models.random_weights import digest, parse_seed, random_state
 from shufflectl.models.zoo import Variant
 
 __all__ = ["METADATA_KEY", "LoadedModel", "create", "load"]
@@ -24,7 +24,6 @@ _DEFAULT = "random:0"
 _RANDOM = "random:"
 _DEFAULT_CLASSES = 1000
 _MAX_CLASSES = 1_000_000
-_MAX_SEED = 2**64
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,7 @@ def create(name: str, *, weights: str | None = None, num_classes: int | None = N
 
 
 def _random(row: Variant, spec: str, num_classes: int | None) -> LoadedModel:
-    text = spec.removeprefix(_RANDOM)
-    if not (text.isascii() and text.isdecimal() and int(text) < _MAX_SEED):
-        raise UsageError(
-            f"the weights {spec!r} do not give a seed",
-            hint=f"write {_DEFAULT}, or another number below 2**64",
-        )
-    seed = int(text)
+    seed = parse_seed(spec)
     classes = _DEFAULT_CLASSES if num_classes is None else num_classes
     module = skeleton(row, classes)
     state = random_state(module, seed)

@@ -24,28 +24,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shufflectl.errors import UsageError
 from shufflectl.models.layers import Residual
 
-__all__ = ["digest", "random_state"]
+__all__ = ["digest", "parse_seed", "random_state"]
 
 _BITS = 24  # as many as fp32 represents exactly
+
+_MAX_SEED = 2**64
 
 _GAIN_BEFORE_RELU = 1.55
 _GAIN = 1.0
 _GAIN_RESIDUAL = 0.5
 
 
+def parse_seed(spec: str) -> int:
+    """Return the seed of ``random:SEED``.
+
+    Raises:
+        UsageError: It gives none.
+    """
+    text = spec.removeprefix("random:")
+    if not (text.isascii() and text.isdecimal() and int(text) < _MAX_SEED):
+        raise UsageError(
+            f"the weights {spec!r} do not give a seed", hint="write random:0, or another number below 2**64"
+        )
+    return int(text)
+
+
 def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Return a state dict for the module.
 
     Args:
-        module: A network; its own tensors are not read and may be on the meta device.
+        module: A network; of its own tensors those buffers alone are read, and kept, that are no batch norm's
+            (anchors, say), and the others may be on the meta device.
         seed: Not negative.
     """
     gains = _batch_norm_gains(module)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     state: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
         path = name.rpartition(".")[0]
+        if path not in gains and (name not in parameters or not tensor.is_floating_point()):
+            state[name] = tensor
+            continue
         values = _draw(module.get_submodule(path), gains.get(path), name, tuple(tensor.shape), seed)
         state[name] = torch.from_numpy(values)
     return state
@@ -79,8 +101,10 @@ def _draw(
         return _scale(integers, (high - low) / 2, (high + low) / 2)
     if kind == "bias":
         return _scale(integers, 0.2, 0.0)
+    if len(shape) < 2:  # the scale of another norm, a slope, a temperature
+        return _scale(integers, 0.2, 1.0)
     fan_in = math.prod(shape[1:])
-    if not (isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels):
+    if fan_in > 1 and not (isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels):
         axes = tuple(range(1, len(shape)))
         integers -= integers.sum(axis=axes, keepdims=True) // fan_in
     return _scale(integers, math.sqrt(3 / fan_in), 0.0)
@@ -120,7 +144,10 @@ def _batch_norm_gains(module: nn.Module) -> dict[str, float]:
                 gain = _GAIN_RESIDUAL
             else:
                 gain = _GAIN
-            gains[f"{path}.{name}"] = gain
+            gains[f"{path}.{name}" if path else name] = gain
+    for path, layer in module.named_modules(remove_duplicate=False):  # those that no Sequential holds
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            gains.setdefault(path, _GAIN)
     return gains
 
 

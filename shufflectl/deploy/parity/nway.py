@@ -88,33 +88,41 @@ class Member:
         def run(images: Images) -> Outputs:
             feeds = images if isinstance(images, Feeds) else Feeds({image: images})
             size = ports.batch or batch or len(feeds)
-            groups = []
-            for start in range(0, len(feeds), size):
-                group = feeds[start : start + size]
-                results, _ = ports.run(group.filled(size).arrays)
-                groups.append(tuple(_rows(array, len(group), size) for array in results.values()))
-            return tuple(np.concatenate(parts) for parts in zip(*groups, strict=True))
+            return _grouped(feeds, size, lambda group: tuple(ports.run(group.arrays)[0].values()))
 
         return cls(name, precision, run, ports.foreign)
 
     @classmethod
-    def from_module(cls, name: str, module: "torch.nn.Module", *, precision: str = "fp32") -> Self:
-        """Return a torch module as a member; it runs in evaluation mode on the processor."""
+    def from_module(
+        cls, name: str, module: "torch.nn.Module", *, precision: str = "fp32", batch: int | None = None
+    ) -> Self:
+        """Return a torch module as a member; it runs in evaluation mode on the processor.
+
+        Args:
+            name: What reports call it.
+            module: Gives a tensor, or several in a tuple, list or mapping.
+            precision: Which limits it is held to.
+            batch: How many images it takes at once, as `from_session`; None for any number.
+        """
         import torch  # the only place of this package that needs it
 
-        def run(images: Images) -> Outputs:
-            training = module.training
-            module.eval()
-            try:
-                arrays = images.arrays.values() if isinstance(images, Feeds) else (images,)
-                with torch.inference_mode():
-                    results = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-            finally:
-                module.train(training)
+        def once(feeds: Feeds) -> Outputs:
+            arrays = feeds.arrays.values()
+            with torch.inference_mode():
+                results = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
             if isinstance(results, Mapping):
                 results = tuple(results.values())
             tensors = results if isinstance(results, (tuple, list)) else (results,)
             return tuple(tensor.numpy() for tensor in tensors)
+
+        def run(images: Images) -> Outputs:
+            feeds = images if isinstance(images, Feeds) else Feeds({"": images})
+            training = module.training
+            module.eval()
+            try:
+                return once(feeds) if batch is None else _grouped(feeds, batch, once)
+            finally:
+                module.train(training)
 
         return cls(name, precision, run)
 
@@ -374,6 +382,16 @@ def check_parity(
             for name in names
         ),
     )
+
+
+def _grouped(feeds: Feeds, size: int, once: Callable[[Feeds], Outputs]) -> Outputs:
+    """Run ``size`` images at a time; the last group is filled up with copies, whose outputs are dropped."""
+    groups = []
+    for start in range(0, len(feeds), size):
+        group = feeds[start : start + size]
+        results = once(group.filled(size))
+        groups.append(tuple(_rows(array, len(group), size) for array in results))
+    return tuple(np.concatenate(parts) for parts in zip(*groups, strict=True))
 
 
 def _rows(array: NDArray[Any], count: int, size: int) -> NDArray[Any]:

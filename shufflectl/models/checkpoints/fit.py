@@ -19,7 +19,17 @@ from shufflectl.models.checkpoints.files import WeightsFile, printable
 from shufflectl.models.checkpoints.layout import Layout
 from shufflectl.models.zoo import Variant, variants
 
-__all__ = ["Comparison", "Fitted", "classifier", "compare", "fit", "only_network", "skeleton", "some"]
+__all__ = [
+    "Comparison",
+    "Fitted",
+    "checked",
+    "classifier",
+    "compare",
+    "fit",
+    "only_network",
+    "skeleton",
+    "some",
+]
 
 _COUNTER = "num_batches_tracked"
 _MAX_CLASSES = 1_000_000
@@ -194,7 +204,7 @@ def fit(variant: Variant, file: WeightsFile, num_classes: int | None) -> Fitted:
                 f"{list(wanted.shape)} in the network",
                 hint=other,
             )
-    state = {name: _checked(file, prefix + layout.spell(name), wanted) for name, wanted in expected.items()}
+    state = {name: checked(file, prefix + layout.spell(name), wanted) for name, wanted in expected.items()}
     ignored = tuple(name for name in file.tensors if not name.startswith(prefix))
     return Fitted(variant, layout.reorder(state, variant), layout, prefix, classes, ignored)
 
@@ -224,12 +234,23 @@ def _classes(
     return found
 
 
-def _checked(file: WeightsFile, name: str, wanted: Tensor) -> Tensor:
-    """Return a tensor in the network's type, having looked at its values."""
+def checked(file: WeightsFile, name: str, wanted: Tensor) -> Tensor:
+    """Return a tensor in the network's type, having looked at its values.
+
+    Args:
+        file: What the file holds.
+        name: The tensor's name there; one that the file lacks is zero.
+        wanted: The network's own: its shape and type; floating-point ones become fp32.
+
+    Raises:
+        CheckpointError: The values are none that a trained network has.
+    """
     tensor = file.tensors.get(name)
     if tensor is None:  # a counter of training steps, which inference does not read, or a bias that is zero
         return torch.zeros(wanted.shape, dtype=wanted.dtype)
-    if name.endswith(_COUNTER):
+    if name.endswith(_COUNTER) or (
+        not wanted.is_floating_point() and not tensor.is_floating_point() and not tensor.is_complex()
+    ):
         return tensor.to(wanted.dtype, copy=True)
     if not tensor.is_floating_point():
         raise CheckpointError(
