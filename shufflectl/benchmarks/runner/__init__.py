@@ -1,0 +1,5 @@
+"""Our own runner: a C program over LiteRT's C API that measures on phones and here. See ``runner.c``."""
+
+from shufflectl.benchmarks.runner.build import SOURCES, build, built, library
+
+__all__ = ["SOURCES", "build", "built", "library"]
