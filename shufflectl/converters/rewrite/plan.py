@@ -510,15 +510,15 @@ def make_plan(graph: Graph, provenance: Provenance, options: Options, *, split: 
     fixed: dict[str, str] = {}
     while True:
         plan = _Planner(graph, provenance, options, split=split, fixed=fixed).make()
-        scattered = {item: runs for item, runs in plan.runs.items() if _scattered(runs)}
+        scattered = {item: runs for item, runs in plan.runs.items() if _scattered(plan, runs)}
         if not scattered:
             return plan
         for item, runs in scattered.items():
             fixed[item] = f"its channels would be picked from {len(runs)} places"
 
 
-def _scattered(runs: Sequence[Run]) -> bool:
-    """Whether so many short runs would be copied that the shuffle costs less."""
-    channels = sum(run.end - run.first for run in runs)
-    pieces = len({(run.source, run.piece) for run in runs})
-    return len(runs) > max(_MANY_RUNS, 2 * pieces) and channels < _SHORT_RUN * len(runs)
+def _scattered(plan: Plan, runs: Sequence[Run]) -> bool:
+    """Whether so many short runs would be copied that the shuffle costs less; padding makes no run longer."""
+    channels = sum(channel is not None for run in runs for channel in plan.at(run))
+    sources = len({run.source for run in runs})
+    return len(runs) > max(_MANY_RUNS, 2 * sources) and channels < _SHORT_RUN * len(runs)

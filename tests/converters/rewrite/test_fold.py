@@ -259,7 +259,9 @@ def test_records_say_where_captured_channels_are(stages: Graph) -> None:
     assert np.count_nonzero(np.asarray(channels) < 0) == len(channels) - 10
 
 
-def test_many_scattered_channels_are_picked_by_one_gather() -> None:
+@pytest.mark.parametrize("align", [1, 16])
+@pytest.mark.parametrize("name", ["fold", "fold-split"])
+def test_many_scattered_channels_are_picked_by_one_gather(name: str, align: int) -> None:
     """Residual connections bring each channel next to ever other ones, as in SE-ShuffleNetV2."""
     net = Net(3)
     x = net.act(net.conv(net.input(3, 5), 80))
@@ -269,8 +271,13 @@ def test_many_scattered_channels_are_picked_by_one_gather() -> None:
         x = net.shuffle(net.join(kept, made), 2, 5)
     net.outputs.append(net.classify(x, 3))
     graph = net.finish()
-    after, _ = apply("fold", graph)
+    after, _ = apply(name, graph, Options(align=align))
     assert "Gather" in counts(after)
     assert len(after.nodes) < 2 * len(graph.nodes)
     assert bytes_moved(after.nodes) < bytes_moved(graph.nodes)
+    assert weights_held(after) < 2 * weights_held(graph)
     assert difference(graph, after) < 1e-5
+
+
+def weights_held(graph: Graph) -> int:
+    return sum(v.const_value.size for v in graph.model.graph.initializers.values() if v.const_value)
