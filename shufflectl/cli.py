@@ -14,7 +14,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from shufflectl import __version__
-from shufflectl.commands import check, devices, doctor, evaluate, explain, export, identify, inspect, models
+from shufflectl.commands import (
+    check,
+    devices,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    identify,
+    inspect,
+    models,
+    report,
+)
 from shufflectl.commands.options import OUTPUT
 from shufflectl.errors import OutputError, ShufflectlError
 
@@ -42,6 +53,7 @@ _add(evaluate.evaluate, evaluate.EXAMPLES)
 _add(inspect.inspect, inspect.EXAMPLES)
 _add(explain.explain, explain.EXAMPLES)
 _add(identify.identify, identify.EXAMPLES)
+_add(report.report, report.EXAMPLES)
 _add(models.models, models.EXAMPLES)
 _add(devices.devices, devices.EXAMPLES)
 _add(doctor.doctor, doctor.EXAMPLES)

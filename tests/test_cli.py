@@ -29,6 +29,7 @@ def test_the_commands_are_those_of_the_readme() -> None:
         "inspect",
         "explain",
         "identify",
+        "report",
         "models",
         "devices",
         "doctor",
