@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from shufflectl.errors import UsageError, nearest
+from shufflectl.errors import CheckpointError, InputError, UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,6 +104,16 @@ class Pretrained:
     def file(self) -> str:
         """The file's name."""
         return self.url.rpartition("/")[2]
+
+    @property
+    def wrong(self) -> type[InputError]:
+        """What another file in its place is."""
+        return CheckpointError
+
+    @property
+    def otherwise(self) -> str:
+        """What to do where it cannot be downloaded."""
+        return "pass --weights with the file"
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
