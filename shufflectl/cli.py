@@ -25,6 +25,7 @@ from shufflectl.commands import (
     inspect,
     models,
     report,
+    runner,
 )
 from shufflectl.commands.options import OUTPUT
 from shufflectl.errors import OutputError, ShufflectlError
@@ -57,6 +58,7 @@ _add(report.report, report.EXAMPLES)
 _add(models.models, models.EXAMPLES)
 _add(devices.devices, devices.EXAMPLES)
 _add(doctor.doctor, doctor.EXAMPLES)
+app.add_typer(runner.app)
 
 
 def _show_version(value: bool) -> None:
