@@ -29,6 +29,8 @@ def test_the_commands_are_those_of_the_readme() -> None:
         "inspect",
         "explain",
         "identify",
+        "bench",
+        "compare",
         "report",
         "models",
         "devices",
