@@ -36,6 +36,7 @@ EXAMPLES = (
     "shufflectl export detector.model:build --arg classes=3 --weights best.pt --input image=1x3x320x320",
     "shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json",
     "shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8",
+    "shufflectl export shufflenet_v2_x1_0 --features stage2,stage3,stage4 --output-stride 16",
 )
 
 
@@ -80,6 +81,21 @@ def export(
             min=1,
             help="Height and width of the input; by default what the weights were made for. Of a file: where "
             "it leaves them free.",
+        ),
+    ] = None,
+    output_stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="16|8",
+            help="For dense prediction: a last feature map of this stride, by dilation, of the same weights.",
+        ),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Feature maps as outputs, not the logits: stage2, stage3 ..., all, logits; repeatable, or "
+            "separated by commas.",
         ),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="1|N|dynamic", help="The batch size of the files.")] = "1",
@@ -145,6 +161,8 @@ def export(
         out=Path(out),
         num_classes=num_classes,
         input_size=input_size,
+        output_stride=output_stride,
+        features=features or (),
         batch=batch,
         layout=layout,
         shuffle=shuffle,

@@ -67,6 +67,8 @@ class ModelInfo:
         license: An SPDX expression.
         precision: Of the file that holds this description; empty where it is not of one file.
         factory: The user's function that built the network, where one did.
+        output_stride: How many pixels apart the last feature map's positions are, where that was changed.
+        features: The names of the outputs, where they are feature maps.
     """
 
     name: str
@@ -80,6 +82,14 @@ class ModelInfo:
     license: str = ""
     precision: str = ""
     factory: FactoryRecord | None = None
+    output_stride: int | None = None
+    features: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with; a precision and a suffix follow."""
+        stride = "" if self.output_stride is None else f"-os{self.output_stride}"
+        return f"{self.name}{stride}{'-features' if self.features else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values; what is not there of a usual model is left out."""
@@ -95,6 +105,8 @@ class ModelInfo:
             "license": self.license,
             "precision": self.precision,
             **({} if self.factory is None else {"factory": self.factory.to_json()}),
+            **({} if self.output_stride is None else {"output_stride": self.output_stride}),
+            **({"features": list(self.features)} if self.features else {}),
         }
 
     @classmethod
@@ -109,5 +121,7 @@ class ModelInfo:
             license=str(data.get("license", "")),
             precision=str(data.get("precision", "")),
             factory=FactoryRecord.from_json(data["factory"]) if "factory" in data else None,
+            output_stride=int(data["output_stride"]) if "output_stride" in data else None,
+            features=tuple(str(name) for name in data.get("features", ())),
             **text,
         )

@@ -14,6 +14,7 @@ from shufflectl.converters.targets import TARGETS
 from shufflectl.converters.trace import NHWC, TensorView
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
+from shufflectl.deploy.export import reference as reference_of
 from shufflectl.deploy.factory_model import call_of, open_factory
 from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.images import gather_shapes
@@ -23,7 +24,7 @@ from shufflectl.deploy.onnx_model import is_file, open_model
 from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
-from shufflectl.models import LoadedModel, load, zoo
+from shufflectl.models import LoadedModel, dense, load, zoo
 from shufflectl.models.custom import BUILT
 from shufflectl.models.download import cached
 from shufflectl.models.factory import Factory
@@ -143,14 +144,14 @@ def _check(
     ports = _ports(group.artifacts[0], options)
     if loaded is not None:
         size, batch = image_input(group.artifacts[0], options)
-        model, module = loaded, loaded.module
+        model = loaded
 
         @cache
         def graph() -> Graph | None:
             notify("capturing the graph", 0, 0)
             return captured(model, size, batch)
 
-        reference = Reference(REFERENCE, module, graph)
+        reference = reference_of(model, graph)
         title, preprocess, labels = loaded.variant.name, loaded.preprocess, loaded.labels
     else:
         first = _file_as_reference(group)
@@ -294,7 +295,7 @@ def reference_model(
             f" the files say {info.weights_sha256[:12]} ({info.weights})",
             hint="pass --weights with the checkpoint that they were exported from",
         )
-    return loaded
+    return loaded if info is None else dense(loaded, info.output_stride, info.features)
 
 
 def _reproducible(weights: str, model: str | None) -> bool:
@@ -475,9 +476,9 @@ def find_groups(paths: Sequence[Path], notify: Notify) -> list[Group]:
 
 def _from_manifest(folder: Path) -> list[Group]:
     manifest = Manifest.load(folder / MANIFEST)
-    groups: dict[tuple[str, str, tuple[int | None, ...]], Group] = {}
+    groups: dict[tuple[str, str, tuple[int | None, ...], tuple[str, ...]], Group] = {}
     for model in manifest.models:
-        key = (model.name, model.info.weights_sha256, model.input_shape)
+        key = (model.info.stem, model.info.weights_sha256, model.input_shape, model.info.features)
         group = groups.setdefault(key, Group(model.info))
         for row in model.artifacts:
             group.artifacts.append(Artifact(row.path_in(folder), row.file, row.target, row.precision))
@@ -486,7 +487,7 @@ def _from_manifest(folder: Path) -> list[Group]:
 
 
 def _from_files(paths: Sequence[Path], notify: Notify) -> list[Group]:
-    by_name: dict[tuple[str, str, tuple[int | None, ...]] | None, Group] = {}
+    by_name: dict[tuple[str, str, tuple[int | None, ...], tuple[str, ...]] | None, Group] = {}
     for path in paths:
         target = _target_of(path)
         if target is None:
@@ -495,7 +496,7 @@ def _from_files(paths: Sequence[Path], notify: Notify) -> list[Group]:
         summary = summarize(path)
         info = summary.metadata
         # Files for other sizes of image are other models, as they are in a manifest.
-        key = None if info is None else (info.name, info.weights_sha256, _image(summary))
+        key = None if info is None else (info.stem, info.weights_sha256, _image(summary), info.features)
         group = by_name.setdefault(key, Group(info))
         file = path.name
         if any(a.file == file for a in group.artifacts):

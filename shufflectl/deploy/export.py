@@ -26,10 +26,11 @@ from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
-from shufflectl.models import LoadedModel, load
+from shufflectl.models import LoadedModel, dense, load
 from shufflectl.models.factory import Factory
+from shufflectl.models.zoo import LOGITS
 
-__all__ = ["REFERENCE", "captured", "describe", "export"]
+__all__ = ["REFERENCE", "captured", "describe", "export", "reference"]
 
 REFERENCE = "torch"
 """What the torch module is called in reports."""
@@ -78,7 +79,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             forms = _Forms(graph)
             for precision in request.precisions:
                 for target in request.targets:
-                    file = f"{info.name}-{precision}{TARGETS[target].extension}"
+                    file = f"{info.stem}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
                     # A rewrite takes for granted that weights fit shapes, and onnx does not check all.
@@ -131,6 +132,11 @@ def _subject(request: ExportRequest, notify: Notify) -> _Subject:
 
 def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject:
     """Return a network that a user's own function builds. That code runs."""
+    if request.output_stride is not None or request.features:
+        raise UsageError(
+            "--output-stride and --features are for models of the registry",
+            hint="let the function build what is wanted; see shufflectl.models.dense",
+        )
     found = open_factory(
         factory, weights=request.weights, size=request.input_size, batch=request.batch, notify=notify
     )
@@ -150,6 +156,7 @@ def _model(request: ExportRequest, notify: Notify) -> _Subject:
     """Return a model of the registry with its weights."""
     notify("loading weights", 0, 0)
     model = load(request.model, weights=request.weights, num_classes=request.num_classes, notify=notify)
+    model = dense(model, request.output_stride, request.features)
     size = request.input_size or model.input_size
     notify("capturing the graph", 0, 0)
     graph = captured(model, size, request.batch)
@@ -157,10 +164,17 @@ def _model(request: ExportRequest, notify: Notify) -> _Subject:
         graph,
         describe(model),
         model.num_classes,
-        Reference(REFERENCE, model.module, lambda: graph),
+        reference(model, lambda: graph),
         gather(size, model.preprocess, model.labels, request.parity),
         _notes(model, size),
+        interface={"outputs": list(model.outputs)} if len(model.outputs) > 1 else {},
     )
+
+
+def reference(model: LoadedModel, graph: Callable[[], Graph | None]) -> Reference:
+    """Return a model of the registry as what is right; ``graph`` gives its captured graph."""
+    outputs = None if model.outputs == (LOGITS,) else model.outputs
+    return Reference(REFERENCE, model.module, graph, outputs=outputs)
 
 
 def _file(request: ExportRequest, notify: Notify) -> _Subject:
@@ -169,7 +183,12 @@ def _file(request: ExportRequest, notify: Notify) -> _Subject:
     Raises:
         UsageError: An option is given that is for models of the registry.
     """
-    for given, option in ((request.weights, "--weights"), (request.num_classes, "--num-classes")):
+    for given, option in (
+        (request.weights, "--weights"),
+        (request.num_classes, "--num-classes"),
+        (request.output_stride, "--output-stride"),
+        (request.features or None, "--features"),
+    ):
         if given is not None:
             raise UsageError(
                 f"{option} is for models of the registry, and a file has its own", hint="leave it out"
@@ -246,7 +265,13 @@ def captured(model: LoadedModel, size: int, batch: int | str) -> Graph:
     dynamic = batch == "dynamic"
     # A dynamic batch is traced with two images: torch.export takes a dimension of size one for a constant.
     example = torch.zeros(2 if dynamic else int(batch), 3, size, size)
-    return capture(model.module, (example,), name=model.variant.name, dynamic_batch=dynamic)
+    return capture(
+        model.module,
+        (example,),
+        name=model.variant.name,
+        output_names=model.outputs,
+        dynamic_batch=dynamic,
+    )
 
 
 def describe(model: LoadedModel) -> ModelInfo:
@@ -261,6 +286,8 @@ def describe(model: LoadedModel) -> ModelInfo:
         author=model.author,
         version=model.version,
         license=model.license,
+        output_stride=model.output_stride,
+        features=() if model.outputs == (LOGITS,) else model.outputs,
     )
 
 

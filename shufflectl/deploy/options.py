@@ -99,6 +99,8 @@ class ExportRequest:
         targets: Names of `TARGETS`.
         precisions: Of every target.
         out: The output folder.
+        output_stride: Of a model of the registry, see `models.dense`; None for its own.
+        features: Likewise: the feature maps that it gives; empty for the logits.
         num_classes: None for what the weights hold.
         input_size: None for what the weights were made for.
         batch: A fixed size, or ``dynamic``.
@@ -118,6 +120,8 @@ class ExportRequest:
     targets: tuple[str, ...] = tuple(TARGETS)
     precisions: tuple[Precision, ...] = ("fp32",)
     out: Path = Path("dist")
+    output_stride: int | None = None
+    features: tuple[str, ...] = ()
     num_classes: int | None = None
     input_size: int | None = None
     batch: int | Literal["dynamic"] = 1
@@ -142,6 +146,7 @@ class ExportRequest:
         arguments: Sequence[str] = (),
         inputs: Sequence[str] = (),
         outputs: Sequence[str] = (),
+        features: Sequence[str] = (),
         **rest: Any,
     ) -> Self:
         """Read what the command line has as text.
@@ -164,6 +169,7 @@ class ExportRequest:
             raise UsageError("--input-size and --input say the same thing", hint="leave one out")
         request = cls(
             factory=factory,
+            features=tuple(word for text in features for word in text.split(",")),
             targets=words(targets, tuple(TARGETS), "target", everything="all"),
             precisions=cast("tuple[Precision, ...]", words(precisions, PRECISIONS, "precision")),
             batch=_batch(batch),

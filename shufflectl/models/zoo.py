@@ -21,7 +21,17 @@ from shufflectl.errors import CheckpointError, InputError, UsageError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FAMILIES", "Pretrained", "Published", "Registry", "Variant", "names", "variant", "variants"]
+__all__ = [
+    "FAMILIES",
+    "LOGITS",
+    "Pretrained",
+    "Published",
+    "Registry",
+    "Variant",
+    "names",
+    "variant",
+    "variants",
+]
 
 FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -32,6 +42,9 @@ FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
         "mobilenet_v2": "MobileNetV2",
     }
 )
+
+LOGITS: Final = "logits"
+"""The name of the classifier's output."""
 
 _V1 = "arXiv:1707.01083"
 _V2 = "arXiv:1807.11164"
