@@ -1,7 +1,6 @@
 """The job behind `shufflectl bench`: which files run where, in which mode, against what."""
 
 import datetime as dt
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,7 +70,10 @@ class BenchOptions:
         device: Where.
         runtimes: On this machine: names from `RUNTIMES`; by default each format's preferred one.
         runtime_python: The interpreter in which tflite-runtime is installed.
-        runners: On a phone: names of runners, or paths of their binaries.
+        runners: On a phone: names in the cache of runners, or paths; none where it holds just one.
+        runner_kind: On a phone: what the programs are; empty where they say.
+        adb: The adb client's path; None for where it is usually found.
+        fixed_performance: On a phone: whether to hold the clocks at what it can keep up.
         threads: Numbers of threads, each measured.
         affinity: Cores to pin to; empty for none.
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
@@ -90,6 +92,9 @@ class BenchOptions:
     runtimes: tuple[str, ...] = ()
     runtime_python: Path | None = None
     runners: tuple[str, ...] = ()
+    runner_kind: str = ""
+    adb: str | None = None
+    fixed_performance: bool = False
     threads: tuple[int, ...] = (1,)
     affinity: str = ""
     accelerator: str = "cpu"
@@ -118,9 +123,9 @@ class BenchOptions:
         if self.tolerance is not None and self.baseline is None and self.mode != "paired":
             raise UsageError("a tolerance needs a baseline", hint="pass --baseline FILE")
         if self.device.kind == "local":
-            if self.runners:
+            if self.runners or self.runner_kind or self.adb or self.fixed_performance:
                 raise UsageError(
-                    "runners are for phones",
+                    "runners, adb and fixed performance are for phones",
                     hint="choose with --runtime on this machine, or pass --device android",
                 )
             if self.accelerator != "cpu":
@@ -184,14 +189,15 @@ def bench(paths: Sequence[Path], options: BenchOptions, notify: Notify) -> Bench
     """
     created = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     stored, against = _baseline(options, notify)
-    artifacts, skipped = _artifacts(paths, options, notify)
+    phone = _on_phone(options, notify) if options.device.kind == "android" else ()
+    artifacts, skipped = _artifacts(paths, options, phone, notify)
     if against is not None:
         artifacts = [against, *artifacts]
     elif options.mode == "paired" and len(artifacts) < 2:
         raise UsageError("one file alone makes no pair", hint="pass the other one too, or --baseline FILE")
     subjects = _subjects(artifacts)
     mode: Mode = options.mode or ("paired" if against is not None else "absolute")
-    groups = _groups(artifacts, subjects, mode, options)
+    groups = _groups(artifacts, subjects, mode, options, phone)
     found = measure(groups, notify=notify)
     suite = Suite(
         created,
@@ -231,8 +237,39 @@ def _baseline(options: BenchOptions, notify: Notify) -> tuple[Suite | None, Arti
     return None, found[0]
 
 
+def _on_phone(options: BenchOptions, notify: Notify) -> tuple[tuple[Executor, tuple[str, ...]], ...]:
+    """Return the runners that were asked for, on the phone, each with the suffixes of what it runs.
+
+    Raises:
+        UsageError: No runner is named, and the cache does not hold just one; or there are several phones.
+        UnavailableError: adb or a phone is missing.
+    """
+    from shufflectl.benchmarks.android import AndroidOptions, open_executor, store
+    from shufflectl.benchmarks.android.runners import runner
+
+    names = options.runners or tuple(program.name for program in store.installed())
+    if not options.runners and len(names) != 1:
+        raise UsageError(
+            "which program is to run the files on the phone?",
+            hint=f"choose with --runner: {', '.join(names)}"
+            if names
+            else "add one with shufflectl runner add, or pass its path with --runner",
+        )
+    chosen = AndroidOptions(
+        kind=options.runner_kind, adb=options.adb, fixed_performance=options.fixed_performance
+    )
+    executors = [
+        open_executor(options.device.serial, name, options=chosen, notify=lambda what: notify(what, 0, 0))
+        for name in names
+    ]
+    return tuple((executor, runner(executor.runner.name).suffixes) for executor in executors)
+
+
 def _artifacts(
-    paths: Sequence[Path], options: BenchOptions, notify: Notify
+    paths: Sequence[Path],
+    options: BenchOptions,
+    phone: Sequence[tuple[Executor, tuple[str, ...]]],
+    notify: Notify,
 ) -> tuple[list[Artifact], list[tuple[str, str]]]:
     """Return what is to be measured, and what of a folder cannot run here."""
     found: list[Artifact] = []
@@ -241,7 +278,7 @@ def _artifacts(
         whole_folder = path.is_dir() and path.suffix != TARGETS["coreml"].extension
         for group in find_groups([path], notify):
             for artifact in group.artifacts:
-                why = _not_here(artifact, options) if whole_folder else ""
+                why = _not_here(artifact, options, phone) if whole_folder else ""
                 if why:
                     skipped.append((artifact.file, why))
                 else:
@@ -254,9 +291,12 @@ def _artifacts(
     return found, skipped
 
 
-def _not_here(artifact: Artifact, options: BenchOptions) -> str:
-    if options.device.kind != "local":
-        return "" if artifact.target != "coreml" else "Android has no Core ML"
+def _not_here(
+    artifact: Artifact, options: BenchOptions, phone: Sequence[tuple[Executor, tuple[str, ...]]]
+) -> str:
+    if options.device.kind == "android":
+        taken = any(artifact.path.suffix in suffixes for _, suffixes in phone)
+        return "" if taken else f"no runner takes {artifact.path.suffix} files"
     try:
         _runtimes(artifact.target, options)
     except ShufflectlError as error:
@@ -302,7 +342,11 @@ def _subjects(artifacts: Sequence[Artifact]) -> list[Subject]:
 
 
 def _groups(
-    artifacts: Sequence[Artifact], subjects: Sequence[Subject], mode: Mode, options: BenchOptions
+    artifacts: Sequence[Artifact],
+    subjects: Sequence[Subject],
+    mode: Mode,
+    options: BenchOptions,
+    phone: Sequence[tuple[Executor, tuple[str, ...]]],
 ) -> list[Group]:
     """Return who runs what, under each number of threads; files of one format share a group."""
     if mode == "paired":
@@ -313,7 +357,7 @@ def _groups(
                 hint="compare files of one format, or measure them one by one with --mode absolute",
             )
     groups = []
-    for executor, places in _executors(artifacts, options):
+    for executor, places in _executors(artifacts, options, phone):
         alternating = mode == "paired" and executor.runner.can_pair
         if options.mode == "paired" and not alternating:
             raise UsageError(
@@ -340,16 +384,30 @@ def _groups(
     return groups
 
 
-def _executors(artifacts: Sequence[Artifact], options: BenchOptions) -> list[tuple[Executor, list[int]]]:
-    """Return the executors, each with the places of the artifacts that it runs."""
-    if options.device.kind == "android":
-        open_executor = importlib.import_module("shufflectl.benchmarks.android").open_executor
+def _executors(
+    artifacts: Sequence[Artifact],
+    options: BenchOptions,
+    phone: Sequence[tuple[Executor, tuple[str, ...]]],
+) -> list[tuple[Executor, list[int]]]:
+    """Return the executors, each with the places of the artifacts that it runs.
 
-        places = list(range(len(artifacts)))
-        return [
-            (open_executor(options.device.serial, runner), places)
-            for runner in options.runners or ("litert",)
+    Raises:
+        ArtifactError: No runner takes a file that was named.
+        UsageError: A runner or runtime was asked for that runs none of the files.
+    """
+    if options.device.kind == "android":
+        for artifact in artifacts:
+            why = _not_here(artifact, options, phone)
+            if why:
+                raise ArtifactError(f"{artifact.file}: {why}", hint="choose another with --runner")
+        shared = [
+            (executor, [n for n, artifact in enumerate(artifacts) if artifact.path.suffix in suffixes])
+            for executor, suffixes in phone
         ]
+        idle = next((executor for executor, places in shared if not places), None)
+        if idle is not None:
+            raise UsageError(f"{idle.runner.name} runs none of the files", hint="leave this --runner out")
+        return shared
     by_runtime: dict[str, list[int]] = {}
     for place, artifact in enumerate(artifacts):
         for name in _runtimes(artifact.target, options):

@@ -13,7 +13,7 @@ EXAMPLES = (
     "shufflectl bench dist/",
     "shufflectl bench new.tflite --baseline old.tflite --tolerance 3%",
     "shufflectl bench model.onnx --threads 1,2 --affinity 0,1 --out result.json --csv runs.csv",
-    "shufflectl bench model.tflite --device android",
+    "shufflectl bench model.tflite --device android --runner litert-arm64",
 )
 
 
@@ -39,8 +39,29 @@ def bench(
     runtime_python: RuntimePython = None,
     runner: Annotated[
         list[str] | None,
-        typer.Option("--runner", metavar="NAME|PATH", help="On a phone: what runs the files; repeatable."),
+        typer.Option(
+            "--runner",
+            metavar="NAME|PATH",
+            help="On a phone: what runs the files, a name that 'shufflectl runner' knows, or a program's "
+            "path; repeatable.",
+        ),
     ] = None,
+    runner_kind: Annotated[
+        str, typer.Option(metavar="KIND", help="On a phone: what the program is, where it does not say.")
+    ] = "",
+    adb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The adb client; by default the variable ADB, PATH, or an Android SDK (ANDROID_HOME).",
+        ),
+    ] = None,
+    fixed_performance: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-performance", help="On a phone: hold the clocks at what it can keep up; always reset."
+        ),
+    ] = False,
     threads: Annotated[
         str, typer.Option(metavar="N[,N...]", help="Threads of the runtime; each number is measured.")
     ] = "1",
@@ -111,6 +132,9 @@ def bench(
         runtimes=tuple(runtime or ()),
         runtime_python=runtime_python,
         runners=tuple(runner or ()),
+        runner_kind=runner_kind,
+        adb=adb,
+        fixed_performance=fixed_performance,
         threads=parse_threads(threads),
         affinity=affinity,
         accelerator=accelerator,
