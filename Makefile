@@ -10,7 +10,7 @@ OUT ?= dist
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export SHUFFLECTL_TFLITE_PYTHON ?= $(abspath $(TFLITE_VENV))/bin/python
 
-.PHONY: help venv demo test lint format wheel-test docs-tables clean
+.PHONY: help venv packages demo test lint format wheel-test docs-tables clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -42,7 +42,10 @@ demo: $(VENV)/.runtime  ## the main job, offline: export the bundled trained mod
 	$(BIN)/shufflectl export shufflenet_v2_x0_5 --weights digits --target all --images all --out $(OUT)
 	$(BIN)/shufflectl check $(OUT)
 
-test: venv  ## the test suite
+packages:  ## install what the tests drive and Debian has (adb, a C compiler, Chromium); needs root
+	@scripts/test_packages.sh
+
+test: venv packages  ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
@@ -54,7 +57,7 @@ format: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-wheel-test: venv  ## build the wheel, install it into an environment of its own, run the tests against it
+wheel-test: venv packages  ## build the wheel, install it into an environment of its own, run the tests against it
 	PYTHON=$(PYTHON) scripts/test_wheel.sh $(BIN)
 
 clean:  ## remove environments and what was built

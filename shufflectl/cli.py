@@ -15,7 +15,9 @@ import typer
 
 from shufflectl import __version__
 from shufflectl.commands import (
+    bench,
     check,
+    compare,
     devices,
     doctor,
     evaluate,
@@ -25,6 +27,7 @@ from shufflectl.commands import (
     inspect,
     models,
     report,
+    runner,
 )
 from shufflectl.commands.options import OUTPUT
 from shufflectl.errors import OutputError, ShufflectlError
@@ -53,10 +56,13 @@ _add(evaluate.evaluate, evaluate.EXAMPLES)
 _add(inspect.inspect, inspect.EXAMPLES)
 _add(explain.explain, explain.EXAMPLES)
 _add(identify.identify, identify.EXAMPLES)
+_add(bench.bench, bench.EXAMPLES)
+_add(compare.compare, compare.EXAMPLES)
 _add(report.report, report.EXAMPLES)
 _add(models.models, models.EXAMPLES)
 _add(devices.devices, devices.EXAMPLES)
 _add(doctor.doctor, doctor.EXAMPLES)
+app.add_typer(runner.app)
 
 
 def _show_version(value: bool) -> None:

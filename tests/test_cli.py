@@ -29,6 +29,8 @@ def test_the_commands_are_those_of_the_readme() -> None:
         "inspect",
         "explain",
         "identify",
+        "bench",
+        "compare",
         "report",
         "models",
         "devices",
@@ -125,3 +127,19 @@ def test_models_lists_the_registry() -> None:
     assert 0 == result.exit_code
     for name in zoo.names():
         assert name in result.output
+
+
+def test_commands_of_a_group_have_help_with_examples() -> None:
+    from typer.main import get_command
+
+    root: Any = get_command(app)
+    groups = {name: command for name, command in root.commands.items() if hasattr(command, "commands")}
+    assert {"runner"} == set(groups)
+    for name, group in groups.items():
+        assert f"# `shufflectl {name}`" in (DOCS / f"{name}.md").read_text(encoding="utf-8")
+        for inner, command in group.commands.items():
+            result = RUNNER.invoke(app, [name, inner, "--help"], env={"COLUMNS": "200"})
+            assert f"shufflectl {name} {inner}" in result.output.split("Examples", 1)[1]
+            assert "--json" in result.output
+            for parameter in command.params:
+                assert getattr(parameter, "help", None), parameter.name

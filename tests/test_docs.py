@@ -36,8 +36,12 @@ def calls(page: Path) -> list[list[str]]:
 def test_commands_and_options_in_code_blocks_exist(page: Path) -> None:
     group: Any = get_command(app)
     for words in calls(page):
-        command = group.commands.get(words[0]) if not words[0].startswith("-") else group
-        assert command is not None, words
+        command = group
+        for word in words:  # a command may have commands of its own
+            if word.startswith("-") or not hasattr(command, "commands"):
+                break
+            assert word in command.commands, words
+            command = command.commands[word]
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         used = {word.partition("=")[0] for word in words if word.startswith("-")}
         assert set() == used - known, words

@@ -104,7 +104,7 @@ def test_each_file_is_fed_and_settled_before_every_timed_run(load: Any) -> None:
             lambda: events.append((label, "feed")),
         )
 
-    order = random.Random(0)  # noqa: S311 - the order of runs is no secret
+    order = random.Random(0)
     samples = timing.measure({n: session(n) for n in "ab"}, order, 3, 5, 2)
     assert {"a": 5, "b": 5} == {label: len(values) for label, values in samples.items()}
     assert Counter({(label, kind): 8 * 3 for label in "ab" for kind in ("run", "feed")}) == Counter(events)

@@ -52,6 +52,7 @@ class Measured:
     Attributes:
         spoiled: Why the executor thinks that it must not count, for example a clock that was capped
             meanwhile; empty where it may. The protocol tries again, as after an `UnstableError`.
+        measured_s: How long the process warmed up and measured, all its artifacts together, where it says so.
     """
 
     init_ns: int | None = None
@@ -66,6 +67,7 @@ class Measured:
     before: Snapshot | None = None
     after: Snapshot | None = None
     spoiled: str = ""
+    measured_s: float | None = None
 
 
 class Executor(Protocol):

@@ -36,8 +36,7 @@ EXAMPLES = (
     "shufflectl export detector.model:build --arg classes=3 --weights best.pt --input image=1x3x320x320",
     "shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json",
     "shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8",
-    "shufflectl export --weights best.pt --fold-preprocess --input-type uint8",
-    "shufflectl export --weights mine.pt --preprocess imagenet,color=bgr --target onnx",
+    "shufflectl export shufflenet_v2_x1_0 --features stage2,stage3,stage4 --output-stride 16",
 )
 
 
@@ -84,6 +83,21 @@ def export(
             "it leaves them free.",
         ),
     ] = None,
+    output_stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="16|8",
+            help="For dense prediction: a last feature map of this stride, by dilation, of the same weights.",
+        ),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Feature maps as outputs, not the logits: stage2, stage3 ..., all, logits; repeatable, or "
+            "separated by commas.",
+        ),
+    ] = None,
     batch: Annotated[str, typer.Option(metavar="1|N|dynamic", help="The batch size of the files.")] = "1",
     layout: Annotated[
         str | None,
@@ -103,29 +117,6 @@ def export(
         str,
         typer.Option(metavar="auto|N", help="Pad channel counts to a multiple of N, in forms that can."),
     ] = "auto",
-    preprocess: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|WORD|FILE.json|KEY=VALUE,...",
-            help="What images go through: auto (what the weights say), imagenet, megvii, signed (-1 to 1), "
-            "unit (0 to 1), none (0 to 255), a file, or values as color=bgr,scale=1/255,mean=...,std=...",
-        ),
-    ] = "auto",
-    fold_preprocess: Annotated[
-        bool,
-        typer.Option(
-            "--fold-preprocess",
-            help="Let the files do that themselves, in their weights where it is exact: they take RGB pixels "
-            "from 0 to 255.",
-        ),
-    ] = False,
-    input_type: Annotated[
-        str,
-        typer.Option(
-            metavar="float|uint8",
-            help="Type of the image input; uint8 is an image (picture) for Core ML.",
-        ),
-    ] = "float",
     half_io: Annotated[
         bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
     ] = False,
@@ -170,13 +161,12 @@ def export(
         out=Path(out),
         num_classes=num_classes,
         input_size=input_size,
+        output_stride=output_stride,
+        features=features or (),
         batch=batch,
         layout=layout,
         shuffle=shuffle,
         align=align,
-        preprocess=preprocess,
-        fold_preprocess=fold_preprocess,
-        input_type=input_type,
         half_io=half_io,
         minimum_deployment_target=minimum_deployment_target,
         keep_failing=keep_failing,

@@ -11,9 +11,10 @@ from typing import Any
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.targets import TARGETS
-from shufflectl.converters.trace import NHWC, TensorView, captured_of
+from shufflectl.converters.trace import NHWC, TensorView
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
+from shufflectl.deploy.export import reference as reference_of
 from shufflectl.deploy.factory_model import call_of, open_factory
 from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.images import gather_shapes
@@ -23,11 +24,11 @@ from shufflectl.deploy.onnx_model import is_file, open_model
 from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
-from shufflectl.models import LoadedModel, load, zoo
+from shufflectl.models import LoadedModel, dense, load, zoo
 from shufflectl.models.custom import BUILT
 from shufflectl.models.download import cached
 from shufflectl.models.factory import Factory
-from shufflectl.models.preprocess import IMAGENET, Preprocess
+from shufflectl.models.preprocess import IMAGENET
 from shufflectl.models.zoo import variants
 
 __all__ = ["CheckResult", "Group", "check", "find_groups", "image_input", "reference_model"]
@@ -143,16 +144,15 @@ def _check(
     ports = _ports(group.artifacts[0], options)
     if loaded is not None:
         size, batch = image_input(group.artifacts[0], options)
-        model, module = loaded, loaded.module
+        model = loaded
 
         @cache
         def graph() -> Graph | None:
             notify("capturing the graph", 0, 0)
             return captured(model, size, batch)
 
-        reference = Reference(REFERENCE, module, graph)
-        title, labels = loaded.variant.name, loaded.labels
-        preprocess = _trained_with(group, loaded.preprocess)
+        reference = reference_of(model, graph)
+        title, preprocess, labels = loaded.variant.name, loaded.preprocess, loaded.labels
     else:
         first = _file_as_reference(group)
         reference = Reference(
@@ -213,8 +213,7 @@ def _check_built(
         )
     inputs = found.inputs(options)
     if info is not None:
-        preprocess = _trained_with(group, found.info.preprocess)
-        inputs = gather_shapes(found.shapes, preprocess, info.labels, options)
+        inputs = gather_shapes(found.shapes, info.preprocess, info.labels, options)
     title = info.name if info else found.info.name
     verification = verify(title, group.artifacts, found.reference(REFERENCE), inputs, options, notify)
     return _judged(group, verification)
@@ -238,22 +237,12 @@ def _check_original(
             f"the files say {info.weights_sha256[:12]} ({info.weights})",
             hint="pass the file that they were exported from, or leave out --model",
         )
-    found = replace(
-        found,
-        info=replace(found.info, preprocess=_trained_with(group, found.info.preprocess)),
-    )
     reference = found.reference()
     if any(a.file == reference.name for a in group.artifacts):
         reference = replace(reference, name=f"{reference.name} (the original)")
     title = info.name if info else found.info.name
     verification = verify(title, group.artifacts, reference, found.inputs(options), options, notify)
     return _judged(group, verification)
-
-
-def _trained_with(group: Group, own: Preprocess) -> Preprocess:
-    """Return what the reference's images go through: what was asked for at the export, else its own."""
-    info = group.info
-    return info.preprocess if info is not None and info.preprocess_from == "option" else own
 
 
 def _judged(group: Group, verification: Verification) -> Verification:
@@ -306,7 +295,7 @@ def reference_model(
             f" the files say {info.weights_sha256[:12]} ({info.weights})",
             hint="pass --weights with the checkpoint that they were exported from",
         )
-    return loaded
+    return loaded if info is None else dense(loaded, info.output_stride, info.features)
 
 
 def _reproducible(weights: str, model: str | None) -> bool:
@@ -447,7 +436,7 @@ def _ports(artifact: Artifact, options: ParityOptions) -> _Interface:
                 f"{artifact.file} does not fix the size of its input {name!r}",
                 hint="export it with a fixed input size",
             )
-        shapes[captured_of(name)] = tuple(spec.shape[axes.index(axis)] for axis in range(len(axes)))
+        shapes[name] = tuple(spec.shape[axes.index(axis)] for axis in range(len(axes)))
     return _Interface(shapes, tuple(views[s.name][0] if s.name in views else s.name for s in results))
 
 
@@ -487,9 +476,9 @@ def find_groups(paths: Sequence[Path], notify: Notify) -> list[Group]:
 
 def _from_manifest(folder: Path) -> list[Group]:
     manifest = Manifest.load(folder / MANIFEST)
-    groups: dict[tuple[str, str, tuple[int | None, ...]], Group] = {}
+    groups: dict[tuple[str, str, tuple[int | None, ...], tuple[str, ...]], Group] = {}
     for model in manifest.models:
-        key = (model.name, model.info.weights_sha256, model.input_shape)
+        key = (model.info.stem, model.info.weights_sha256, model.input_shape, model.info.features)
         group = groups.setdefault(key, Group(model.info))
         for row in model.artifacts:
             group.artifacts.append(Artifact(row.path_in(folder), row.file, row.target, row.precision))
@@ -498,7 +487,7 @@ def _from_manifest(folder: Path) -> list[Group]:
 
 
 def _from_files(paths: Sequence[Path], notify: Notify) -> list[Group]:
-    by_name: dict[tuple[str, str, tuple[int | None, ...]] | None, Group] = {}
+    by_name: dict[tuple[str, str, tuple[int | None, ...], tuple[str, ...]] | None, Group] = {}
     for path in paths:
         target = _target_of(path)
         if target is None:
@@ -507,7 +496,7 @@ def _from_files(paths: Sequence[Path], notify: Notify) -> list[Group]:
         summary = summarize(path)
         info = summary.metadata
         # Files for other sizes of image are other models, as they are in a manifest.
-        key = None if info is None else (info.name, info.weights_sha256, _image(summary))
+        key = None if info is None else (info.stem, info.weights_sha256, _image(summary), info.features)
         group = by_name.setdefault(key, Group(info))
         file = path.name
         if any(a.file == file for a in group.artifacts):

@@ -21,16 +21,16 @@ from shufflectl.deploy import runtimes
 from shufflectl.deploy.factory_model import open_factory
 from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
-from shufflectl.deploy.onnx_model import UNPREPARED, is_file, open_model, reading
+from shufflectl.deploy.onnx_model import is_file, open_model, reading
 from shufflectl.deploy.options import ExportRequest
-from shufflectl.deploy.pixels import give_pixels, prepared
 from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
-from shufflectl.models import LoadedModel, load
+from shufflectl.models import LoadedModel, dense, load
 from shufflectl.models.factory import Factory
+from shufflectl.models.zoo import LOGITS
 
-__all__ = ["REFERENCE", "captured", "describe", "export"]
+__all__ = ["REFERENCE", "captured", "describe", "export", "reference"]
 
 REFERENCE = "torch"
 """What the torch module is called in reports."""
@@ -75,21 +75,19 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                 stack.enter_context(redirect_stdout(sys.stderr))
             subject = _subject(request, notify)
             request = _layout(request, subject)
-            with nullcontext() if subject.path is None else reading(subject.path):
-                given = give_pixels(request, subject.graph, subject.info.preprocess)
-            subject = replace(subject, notes=(*subject.notes, *given.notes))
-            info = subject.info
-            forms = _Forms(given.graph)
+            graph, info = subject.graph, subject.info
+            forms = _Forms(graph)
             for precision in request.precisions:
                 for target in request.targets:
-                    file = f"{info.name}-{precision}{TARGETS[target].extension}"
+                    file = f"{info.stem}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
                     # A rewrite takes for granted that weights fit shapes, and onnx does not check all.
                     with nullcontext() if subject.path is None else reading(subject.path):
                         form, lowered = forms.get(request.choice(target, precision))
-                        about = replace(info, precision=precision, input=given.input(target, precision))
-                        emitters[target](lowered, about, request.emit_options(precision), path)
+                        emitters[target](
+                            lowered, replace(info, precision=precision), request.emit_options(precision), path
+                        )
                     artifacts.append(Artifact(path, file, target, precision, form))
         verification = verify(info.name, artifacts, subject.reference, subject.inputs, request.parity, notify)
         verification = replace(verification, notes=subject.notes)
@@ -134,10 +132,14 @@ def _subject(request: ExportRequest, notify: Notify) -> _Subject:
 
 def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject:
     """Return a network that a user's own function builds. That code runs."""
+    if request.output_stride is not None or request.features:
+        raise UsageError(
+            "--output-stride and --features are for models of the registry",
+            hint="let the function build what is wanted; see shufflectl.models.dense",
+        )
     found = open_factory(
         factory, weights=request.weights, size=request.input_size, batch=request.batch, notify=notify
     )
-    found = replace(found, info=prepared(request, found.info))
     notify("capturing the graph", 0, 0)
     return _Subject(
         found.graph,
@@ -145,7 +147,7 @@ def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject
         found.width,
         found.reference(REFERENCE),
         found.inputs(request.parity),
-        _still_true(request, found.notes),
+        found.notes,
         interface=found.interface,
     )
 
@@ -154,18 +156,25 @@ def _model(request: ExportRequest, notify: Notify) -> _Subject:
     """Return a model of the registry with its weights."""
     notify("loading weights", 0, 0)
     model = load(request.model, weights=request.weights, num_classes=request.num_classes, notify=notify)
+    model = dense(model, request.output_stride, request.features)
     size = request.input_size or model.input_size
-    info = prepared(request, describe(model))
     notify("capturing the graph", 0, 0)
     graph = captured(model, size, request.batch)
     return _Subject(
         graph,
-        info,
+        describe(model),
         model.num_classes,
-        Reference(REFERENCE, model.module, lambda: graph),
-        gather(str(graph.inputs[0].name), size, info.preprocess, model.labels, request.parity),
+        reference(model, lambda: graph),
+        gather(size, model.preprocess, model.labels, request.parity),
         _notes(model, size),
+        interface={"outputs": list(model.outputs)} if len(model.outputs) > 1 else {},
     )
+
+
+def reference(model: LoadedModel, graph: Callable[[], Graph | None]) -> Reference:
+    """Return a model of the registry as what is right; ``graph`` gives its captured graph."""
+    outputs = None if model.outputs == (LOGITS,) else model.outputs
+    return Reference(REFERENCE, model.module, graph, outputs=outputs)
 
 
 def _file(request: ExportRequest, notify: Notify) -> _Subject:
@@ -174,7 +183,12 @@ def _file(request: ExportRequest, notify: Notify) -> _Subject:
     Raises:
         UsageError: An option is given that is for models of the registry.
     """
-    for given, option in ((request.weights, "--weights"), (request.num_classes, "--num-classes")):
+    for given, option in (
+        (request.weights, "--weights"),
+        (request.num_classes, "--num-classes"),
+        (request.output_stride, "--output-stride"),
+        (request.features or None, "--features"),
+    ):
         if given is not None:
             raise UsageError(
                 f"{option} is for models of the registry, and a file has its own", hint="leave it out"
@@ -182,22 +196,16 @@ def _file(request: ExportRequest, notify: Notify) -> _Subject:
     path = Path(request.model or "")
     notify(f"reading {path.name}", 0, 0)
     found = open_model(path, size=request.input_size, batch=request.batch)
-    found = replace(found, info=prepared(request, found.info))
     return _Subject(
         found.graph,
         found.info,
         found.width,
         found.reference(),
         found.inputs(request.parity),
-        _still_true(request, found.notes),
+        found.notes,
         path,
         found.interface,
     )
-
-
-def _still_true(request: ExportRequest, notes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the notes without the one that nobody says how images are prepared, where the user does."""
-    return tuple(note for note in notes if not (request.preprocess.given and note.endswith(UNPREPARED)))
 
 
 def _layout(request: ExportRequest, subject: _Subject) -> ExportRequest:
@@ -257,7 +265,13 @@ def captured(model: LoadedModel, size: int, batch: int | str) -> Graph:
     dynamic = batch == "dynamic"
     # A dynamic batch is traced with two images: torch.export takes a dimension of size one for a constant.
     example = torch.zeros(2 if dynamic else int(batch), 3, size, size)
-    return capture(model.module, (example,), name=model.variant.name, dynamic_batch=dynamic)
+    return capture(
+        model.module,
+        (example,),
+        name=model.variant.name,
+        output_names=model.outputs,
+        dynamic_batch=dynamic,
+    )
 
 
 def describe(model: LoadedModel) -> ModelInfo:
@@ -267,12 +281,13 @@ def describe(model: LoadedModel) -> ModelInfo:
         weights=model.weights,
         weights_sha256=model.weights_sha256,
         preprocess=model.preprocess,
-        preprocess_from="weights",
         labels=model.labels,
         description=model.description,
         author=model.author,
         version=model.version,
         license=model.license,
+        output_stride=model.output_stride,
+        features=() if model.outputs == (LOGITS,) else model.outputs,
     )
 
 
@@ -326,5 +341,4 @@ def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
         file=result.artifact.file,
         options=request.options_of(result.artifact.target) | _form(result.artifact),
         runtime=result.runtime,
-        input=None if result.summary.metadata is None else result.summary.metadata.input,
     )

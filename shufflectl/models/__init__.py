@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shufflectl.models.loading import LoadedModel, create, load
+    from shufflectl.models.loading import LoadedModel, create, dense, load
 
-__all__ = ["LoadedModel", "create", "load"]
+__all__ = ["LoadedModel", "create", "dense", "load"]
 
 
 def __getattr__(name: str) -> Any:

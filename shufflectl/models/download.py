@@ -1,4 +1,4 @@
-"""Published weights: fetched once into the user's cache, resumed where a connection broke, checked by hash.
+"""Published files: fetched once into the user's cache, resumed where a connection broke, checked by hash.
 
 A file is downloaded beside its place under another name, and moved there when its SHA-256 is right: what is
 in the cache under its own name is whole. Nothing here imports torch.
@@ -16,24 +16,52 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import platformdirs
 
 from shufflectl import __version__
-from shufflectl.errors import CheckpointError, OutputError, UnavailableError
-from shufflectl.models.zoo import Pretrained
+from shufflectl.errors import InputError, OutputError, UnavailableError
 
-__all__ = ["CACHE_VARIABLE", "Notify", "Patience", "cache_folder", "cached", "fetch"]
+__all__ = ["CACHE_VARIABLE", "Notify", "Patience", "Published", "cache_folder", "cached", "fetch"]
 
 CACHE_VARIABLE: Final = "SHUFFLECTL_CACHE"
 """The environment variable that names another folder for the cache."""
 
 _CHUNK = 1 << 16
 _SLACK = 0.01  # published sizes are rounded to 3 decimals of a MiB: nothing honest is 1 % larger
+_LARGEST = 1 << 30  # of a file whose size nobody publishes
 
 Notify = Callable[[str, int, int], None]
 """Told what is done, how much of it, and how much it will be; 0 where that is not known."""
+
+
+class Published(Protocol):
+    """A file that somebody publishes."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    @property
+    def file(self) -> str:
+        """Its name in the cache."""
+
+    @property
+    def sha256(self) -> str:
+        """Its SHA-256 in hexadecimal, or the beginning of it."""
+
+    @property
+    def size(self) -> int:
+        """In bytes, to 1 %; 0 where nobody says."""
+
+    @property
+    def wrong(self) -> type[InputError]:
+        """What is raised when the server gives another file."""
+
+    @property
+    def otherwise(self) -> str:
+        """What to do when it cannot be downloaded, for a hint."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +87,14 @@ class _WrongError(Exception):
     """The server gave something that is not the file."""
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloaded weights."""
+def cache_folder(kind: str = "weights") -> Path:
+    """Return the folder of a kind of downloaded files."""
     named = os.environ.get(CACHE_VARIABLE)
     root = Path(named) if named else platformdirs.user_cache_path("shufflectl", appauthor=False)
-    return root / "weights"
+    return root / kind
 
 
-def cached(item: Pretrained, folder: Path | None = None) -> Path | None:
+def cached(item: Published, folder: Path | None = None) -> Path | None:
     """Return where a file is in the cache, or None where it is not, or is not whole."""
     path = (folder or cache_folder()) / item.file
     try:
@@ -76,7 +104,7 @@ def cached(item: Pretrained, folder: Path | None = None) -> Path | None:
 
 
 def fetch(
-    item: Pretrained,
+    item: Published,
     notify: Notify = lambda _what, _done, _total: None,
     *,
     folder: Path | None = None,
@@ -93,7 +121,7 @@ def fetch(
     Raises:
         UnavailableError: The server cannot be reached, does not have the file, or goes silent again and
             again. What came so far is kept, and the next call takes it up.
-        CheckpointError: The server gave another file: its hash or size is wrong.
+        InputError: The server gave another file: its hash or size is wrong. Of the item's own type.
         OutputError: The cache cannot be written.
     """
     folder = folder or cache_folder()
@@ -113,7 +141,7 @@ def fetch(
         ) from error
 
 
-def _download(item: Pretrained, path: Path, notify: Notify, patience: Patience) -> Path:
+def _download(item: Published, path: Path, notify: Notify, patience: Patience) -> Path:
     part = path.with_name(f"{path.name}.part")
     pause, last, restarted = patience.pause_s, "", False
     attempt = 0
@@ -139,26 +167,26 @@ def _download(item: Pretrained, path: Path, notify: Notify, patience: Patience) 
             if begun and not restarted:  # what was taken up may have been the beginning of another file
                 restarted = True
                 continue
-            raise CheckpointError(
+            raise item.wrong(
                 f"{item.url} is not the file that was published: {error}",
-                hint=f"a proxy may have answered in its place; {_by_hand(path)}",
+                hint=f"a proxy may have answered in its place; {_by_hand(item, path)}",
             ) from error
     kept = f"; {part.stat().st_size} bytes are kept, and the next call goes on from there" if begun else ""
-    raise UnavailableError(f"{item.url} cannot be downloaded: {last}{kept}", hint=_by_hand(path))
+    raise UnavailableError(f"{item.url} cannot be downloaded: {last}{kept}", hint=_by_hand(item, path))
 
 
-def _by_hand(path: Path) -> str:
-    return f"get it elsewhere and put it at {path}, or pass --weights with the file"
+def _by_hand(item: Published, path: Path) -> str:
+    return f"get it elsewhere and put it at {path}, or {item.otherwise}"
 
 
-def _transfer(item: Pretrained, part: Path, notify: Notify, timeout: float) -> None:
+def _transfer(item: Published, part: Path, notify: Notify, timeout: float) -> None:
     """Append to a partial file what is missing of it."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": f"shufflectl/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     request = urllib.request.Request(item.url, headers=headers)  # noqa: S310  the registry's own URLs
-    limit = int(item.size * (1 + _SLACK))
+    limit = int(item.size * (1 + _SLACK)) if item.size else _LARGEST
     try:
         with _opener(item.url).open(request, timeout=timeout) as response:
             resumed = response.status == 206 and _starts_at(response, have)
@@ -166,7 +194,7 @@ def _transfer(item: Pretrained, part: Path, notify: Notify, timeout: float) -> N
             length = response.headers.get("Content-Length")
             total = have + int(length) if length and length.isdecimal() else 0
             if total > limit:
-                raise _WrongError(f"it has {total} bytes, and {item.size} were published")
+                raise _WrongError(f"it has {total} bytes, and {item.size or limit} were expected")
             with part.open("ab" if resumed else "wb") as stream:
                 have = _copy(response, stream, have, total or item.size, limit, item, notify)
             expected = total or int(item.size * (1 - _SLACK))
@@ -181,7 +209,7 @@ def _transfer(item: Pretrained, part: Path, notify: Notify, timeout: float) -> N
             raise _BrokenError(f"the server answers {error.code} {error.reason}") from error
         raise UnavailableError(
             f"{item.url} cannot be downloaded: the server answers {error.code} {error.reason}",
-            hint=_by_hand(part.with_name(item.file)),
+            hint=_by_hand(item, part.with_name(item.file)),
         ) from error
     except TimeoutError as error:
         raise _BrokenError(f"nothing came for {timeout:g} seconds") from error
@@ -201,14 +229,14 @@ def _copy(
     have: int,
     total: int,
     limit: int,
-    item: Pretrained,
+    item: Published,
     notify: Notify,
 ) -> int:
     """Append a response's bytes, and return how many there are then."""
     while chunk := response.read1(_CHUNK):
         have += len(chunk)
         if have > limit:
-            raise _WrongError(f"it goes on after {limit} bytes, and {item.size} were published")
+            raise _WrongError(f"it goes on after {limit} bytes, and {item.size or limit} were expected")
         stream.write(chunk)
         notify(f"downloading {item.file}, {have / 1e6:.1f} of {total / 1e6:.1f} MB", have, total)
     return have

@@ -1,5 +1,6 @@
 """From a variant's name and a word for its weights to a module that is ready to export."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -16,9 +17,10 @@ from shufflectl.models.checkpoints.identify import identify
 from shufflectl.models.download import Notify, fetch
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 from shufflectl.models.random_weights import digest, parse_seed, random_state
-from shufflectl.models.zoo import Variant
+from shufflectl.models.staged import OUTPUT_STRIDES, Staged, set_features, set_output_stride
+from shufflectl.models.zoo import LOGITS, Variant
 
-__all__ = ["METADATA_KEY", "LoadedModel", "create", "load"]
+__all__ = ["METADATA_KEY", "LoadedModel", "create", "dense", "load"]
 
 _DEFAULT = "random:0"
 _RANDOM = "random:"
@@ -44,6 +46,8 @@ class LoadedModel:
         license: An SPDX expression; empty when unknown.
         description: One sentence.
         notes: What was decided on the way from the file to the network, and the user may want otherwise.
+        output_stride: What `dense` has made it; None where it is the network's own.
+        outputs: The names of the outputs.
     """
 
     module: nn.Module
@@ -59,6 +63,33 @@ class LoadedModel:
     license: str = ""
     description: str = ""
     notes: tuple[str, ...] = ()
+    output_stride: int | None = None
+    outputs: tuple[str, ...] = (LOGITS,)
+
+
+def dense(model: LoadedModel, output_stride: int | None, features: Sequence[str]) -> LoadedModel:
+    """Return a model with another output stride, or with feature maps as outputs; its network is changed.
+
+    Args:
+        model: The model.
+        output_stride: See `set_output_stride`; None for the network's own.
+        features: See `set_features`; empty for the logits alone.
+
+    Raises:
+        UsageError: There is no such stride or feature map.
+    """
+    network = model.module
+    assert isinstance(network, Staged)  # noqa: S101 - all networks of the registry are
+    if output_stride is not None:
+        set_output_stride(network, output_stride)
+    if features:
+        set_features(network, features)
+    return replace(
+        model,
+        output_stride=None if output_stride == OUTPUT_STRIDES[-1] else output_stride,
+        outputs=network.outputs,
+        labels=model.labels if LOGITS in network.outputs else (),
+    )
 
 
 def load(
@@ -174,7 +205,6 @@ def _published(row: Variant, word: str, num_classes: int | None, notify: Notify)
     loaded = _from_file(row, read(fetch(item, notify)), word, num_classes)
     return replace(
         loaded,
-        preprocess=replace(loaded.preprocess, crop=item.crop),
         author="torchvision",
         version=item.version,
         description=f"{row.name} with torchvision's weights {item.version}: {item.top1_accuracy:g} % top-1 "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shufflectl.models.layers import depthwise_conv, pointwise_conv, spatial_conv
+from shufflectl.models.staged import Staged
 
 __all__ = ["MobileNetV1", "SeparableConv", "build"]
 
@@ -42,13 +43,16 @@ class SeparableConv(nn.Module):
         return out
 
 
-class MobileNetV1(nn.Module):
-    """The network of table 1, ``[N, 3, H, W] -> [N, num_classes]``.
+class MobileNetV1(Staged):
+    """The network of table 1, ``[N, 3, H, W] -> [N, num_classes]``, or feature maps: see `Staged`.
 
     Args:
         width: Width multiplier (section 3.3).
         num_classes: Width of the classifier.
     """
+
+    chain = ("conv1", *(f"blocks.{index}" for index in range(len(_BLOCKS))))
+    stages = ("blocks.0", "blocks.2", "blocks.4", "blocks.10", "blocks.12")
 
     def __init__(self, width: float, num_classes: int) -> None:
         super().__init__()
@@ -65,10 +69,9 @@ class MobileNetV1(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """Return the logits, ``[N, num_classes]``."""
-        x = self.avgpool(self.blocks(self.conv1(x)))
-        logits: Tensor = self.fc(torch.flatten(x, 1))  # [N, C, 1, 1] -> [N, C]
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))  # [N, C, 1, 1] -> [N, C]
         return logits
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shufflectl.models.layers import Residual, depthwise_conv, pointwise_conv, spatial_conv
+from shufflectl.models.staged import Staged
 
 __all__ = ["InvertedResidual", "MobileNetV2", "build"]
 
@@ -56,13 +57,16 @@ class InvertedResidual(nn.Module):
         return out if self.residual is None else self.residual(x, out)
 
 
-class MobileNetV2(nn.Module):
-    """The network of table 2, ``[N, 3, H, W] -> [N, num_classes]``.
+class MobileNetV2(Staged):
+    """The network of table 2, ``[N, 3, H, W] -> [N, num_classes]``, or feature maps: see `Staged`.
 
     Args:
         width: Width multiplier; above 1 it also widens the last convolution.
         num_classes: Width of the classifier.
     """
+
+    chain = tuple(f"features.{index}" for index in range(2 + sum(stage[2] for stage in _STAGES)))
+    stages = ("features.1", "features.3", "features.6", "features.13", "features.17")
 
     def __init__(self, width: float, num_classes: int) -> None:
         super().__init__()
@@ -78,9 +82,9 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """Return the logits, ``[N, num_classes]``."""
-        x = nn.functional.adaptive_avg_pool2d(self.features(x), (1, 1))
+        x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
         logits: Tensor = self.classifier(torch.flatten(x, 1))  # [N, C, 1, 1] -> [N, C]
         return logits
 

@@ -28,6 +28,7 @@ from shufflectl.models.layers import (
     grouped_pointwise_conv,
     spatial_conv,
 )
+from shufflectl.models.staged import Staged
 
 __all__ = [
     "BasicUnit",
@@ -162,10 +163,10 @@ class DownsamplingUnit(_Unit):
         return out
 
 
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(Staged):
     """The network of table 1: 3x3 convolution, max pooling, three stages, global pooling, classifier.
 
-    ``[N, 3, H, W] -> [N, num_classes]``.
+    ``[N, 3, H, W] -> [N, num_classes]``, or feature maps: see `Staged`.
 
     Args:
         groups: Groups of the pointwise convolutions: 1, 2, 3, 4 or 8 where ``width`` is given.
@@ -176,6 +177,9 @@ class ShuffleNetV1(nn.Module):
         units: Units in stages 2 to 4.
         conventions: What code in circulation does in different ways.
     """
+
+    chain = ("conv1", "maxpool", "stage2", "stage3", "stage4")
+    stages = ("stage2", "stage3", "stage4")
 
     def __init__(
         self,
@@ -212,10 +216,8 @@ class ShuffleNetV1(nn.Module):
         self.globalpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """Return the logits, ``[N, num_classes]``."""
-        x = self.maxpool(self.conv1(x))
-        x = self.stage4(self.stage3(self.stage2(x)))
         x = torch.flatten(self.globalpool(x), 1)  # [N, C, H, W] -> [N, C]
         logits: Tensor = self.fc(x)
         return logits

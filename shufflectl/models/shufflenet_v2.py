@@ -29,6 +29,7 @@ from shufflectl.models.layers import (
     pointwise_conv,
     spatial_conv,
 )
+from shufflectl.models.staged import Staged
 
 __all__ = [
     "BasicUnit",
@@ -173,10 +174,10 @@ class ResidualUnit(nn.Module):
         return channel_shuffle(torch.cat((passed, worked), dim=1), 2)
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Staged):
     """The network of table 5: 3x3 convolution, max pooling, three stages, 1x1 convolution, classifier.
 
-    ``[N, 3, H, W] -> [N, num_classes]``.
+    ``[N, 3, H, W] -> [N, num_classes]``, or feature maps: see `Staged`.
 
     Args:
         stage_channels: Output channels of stages 2 to 4.
@@ -186,6 +187,9 @@ class ShuffleNetV2(nn.Module):
         stage_units: Units in stages 2 to 4.
         conventions: What code in circulation does in different ways.
     """
+
+    chain = ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5")
+    stages = ("stage2", "stage3", "stage4")
 
     def __init__(
         self,
@@ -212,20 +216,17 @@ class ShuffleNetV2(nn.Module):
         self.conv5 = _conv_bn_relu(pointwise_conv(channels, last_channels))
         self.fc = nn.Linear(last_channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """Return the logits, ``[N, num_classes]``."""
-        x = self.maxpool(self.conv1(x))
-        x = self.stage4(self.stage3(self.stage2(x)))
-        x = self.conv5(x).mean([2, 3])  # [N, C, H, W] -> [N, C]
-        logits: Tensor = self.fc(x)
+        logits: Tensor = self.fc(x.mean([2, 3]))  # [N, C, H, W] -> [N, C] -> [N, num_classes]
         return logits
 
 
-class ShuffleNetV2Large(nn.Module):
+class ShuffleNetV2Large(Staged):
     """The networks for comparison with ResNet-50 and SENet (table 6; channels in the appendix's table).
 
-    ``[N, 3, H, W] -> [N, num_classes]``. Stage 2 works at a quarter of the input's height and width without
-    reducing them, stages 3 to 5 halve them.
+    ``[N, 3, H, W] -> [N, num_classes]``, or feature maps: see `Staged`. Stage 2 works at a quarter of the
+    input's height and width without reducing them, stages 3 to 5 halve them.
 
     Args:
         stem_channels: Output channels of the 3x3 convolutions of ``conv1``; the first has stride 2.
@@ -234,6 +235,9 @@ class ShuffleNetV2Large(nn.Module):
         excite: Whether units have squeeze-and-excitation, and basic units a residual connection.
         num_classes: Width of the classifier.
     """
+
+    chain = ("conv1", "maxpool", "stage2", "stage3", "stage4", "stage5", "conv6")
+    stages = ("stage2", "stage3", "stage4", "stage5")
 
     def __init__(
         self,
@@ -262,12 +266,9 @@ class ShuffleNetV2Large(nn.Module):
         self.conv6 = _conv_bn_relu(pointwise_conv(channels, 2048))
         self.fc = nn.Linear(2048, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """Return the logits, ``[N, num_classes]``."""
-        x = self.maxpool(self.conv1(x))
-        x = self.stage5(self.stage4(self.stage3(self.stage2(x))))
-        x = self.conv6(x).mean([2, 3])  # [N, C, H, W] -> [N, C]
-        logits: Tensor = self.fc(x)
+        logits: Tensor = self.fc(x.mean([2, 3]))  # [N, C, H, W] -> [N, C] -> [N, num_classes]
         return logits
 
 

@@ -16,12 +16,22 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from shufflectl.errors import UsageError, nearest
+from shufflectl.errors import CheckpointError, InputError, UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FAMILIES", "Pretrained", "Published", "Registry", "Variant", "names", "variant", "variants"]
+__all__ = [
+    "FAMILIES",
+    "LOGITS",
+    "Pretrained",
+    "Published",
+    "Registry",
+    "Variant",
+    "names",
+    "variant",
+    "variants",
+]
 
 FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -32,6 +42,9 @@ FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
         "mobilenet_v2": "MobileNetV2",
     }
 )
+
+LOGITS: Final = "logits"
+"""The name of the classifier's output."""
 
 _V1 = "arXiv:1707.01083"
 _V2 = "arXiv:1807.11164"
@@ -90,7 +103,6 @@ class Pretrained:
         top1_accuracy: In per cent, as published.
         source: Who publishes them, and where the figures stand.
         version: Their name there.
-        crop: The share of the shorter side that they see, `Preprocess.crop`.
     """
 
     word: str
@@ -100,12 +112,21 @@ class Pretrained:
     top1_accuracy: float
     source: str
     version: str
-    crop: float = 0.875
 
     @property
     def file(self) -> str:
         """The file's name."""
         return self.url.rpartition("/")[2]
+
+    @property
+    def wrong(self) -> type[InputError]:
+        """What another file in its place is."""
+        return CheckpointError
+
+    @property
+    def otherwise(self) -> str:
+        """What to do where it cannot be downloaded."""
+        return "pass --weights with the file"
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
@@ -231,14 +252,8 @@ def variant(name: str) -> Variant:
     return _REGISTRY[name]
 
 
-def _torchvision(
-    file: str, mebibytes: float, top1: float, module: str, version: str, resize: int = 256
-) -> tuple[Pretrained]:
-    """Return what torchvision publishes.
-
-    ``mebibytes`` is its ``_file_size``, ``top1`` its ``acc@1``, ``resize`` its ``resize_size``, before a
-    crop of 224.
-    """
+def _torchvision(file: str, mebibytes: float, top1: float, module: str, version: str) -> tuple[Pretrained]:
+    """Return what torchvision publishes; ``mebibytes`` is its ``_file_size``, ``top1`` its ``acc@1``."""
     return (
         Pretrained(
             word="imagenet",
@@ -248,7 +263,6 @@ def _torchvision(
             top1_accuracy=top1,
             source=f"pytorch/vision, torchvision/models/{module}.py",
             version=version,
-            crop=224 / resize,
         ),
     )
 
@@ -256,15 +270,11 @@ def _torchvision(
 _TORCHVISION_V2: Final = {
     "x0_5": _torchvision("shufflenetv2_x0.5-f707e7126e.pth", 5.282, 60.552, "shufflenetv2", "IMAGENET1K_V1"),
     "x1_0": _torchvision("shufflenetv2_x1-5666bf0f80.pth", 8.791, 69.362, "shufflenetv2", "IMAGENET1K_V1"),
-    "x1_5": _torchvision(
-        "shufflenetv2_x1_5-3c479a10.pth", 13.557, 72.996, "shufflenetv2", "IMAGENET1K_V1", 232
-    ),
-    "x2_0": _torchvision(
-        "shufflenetv2_x2_0-8be3c8ee.pth", 28.433, 76.230, "shufflenetv2", "IMAGENET1K_V1", 232
-    ),
+    "x1_5": _torchvision("shufflenetv2_x1_5-3c479a10.pth", 13.557, 72.996, "shufflenetv2", "IMAGENET1K_V1"),
+    "x2_0": _torchvision("shufflenetv2_x2_0-8be3c8ee.pth", 28.433, 76.230, "shufflenetv2", "IMAGENET1K_V1"),
 }
 _TORCHVISION_MOBILENET_V2: Final = _torchvision(
-    "mobilenet_v2-7ebf99e0.pth", 13.598, 72.154, "mobilenetv2", "IMAGENET1K_V2", 232
+    "mobilenet_v2-7ebf99e0.pth", 13.598, 72.154, "mobilenetv2", "IMAGENET1K_V2"
 )
 
 

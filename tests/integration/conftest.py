@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support import adbd
 from support.adb_daemon import Daemon, Phone
 from support.adb_server import AdbServer, running
 
@@ -31,3 +32,19 @@ def daemon(adb_server: AdbServer, tmp_path: Path) -> Iterator[Daemon]:
     yield phone
     adb_server.forget(phone)
     phone.close()
+
+
+@pytest.fixture(scope="session")
+def real_device(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[adbd.RealDevice]:
+    """Debian's own adbd, in a network namespace."""
+    assert pytestconfig.cache is not None
+    try:
+        root = adbd.system(pytestconfig.cache.mkdir("adbd"))
+        with adbd.running(root, tmp_path_factory.mktemp("real-device")) as device:
+            yield device
+    except adbd.UnsupportedError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

@@ -198,7 +198,7 @@ def test_an_unknown_model_is_refused_before_its_weights_are_read() -> None:
 
 
 def test_the_package_gives_its_public_names_alone() -> None:
-    assert ["LoadedModel", "create", "load"] == models.__all__
+    assert ["LoadedModel", "create", "dense", "load"] == models.__all__
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = models.other
 

@@ -31,6 +31,13 @@ VERSION, LARGEST = 0x01000001, 256 << 10
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = 0, 1, 2, 3, 4
 FEATURES = "shell_v2,cmd,stat_v2,ls_v2,fixed_push_mkdir"
 ELF_HEADER = 64
+OWN_PATHS = (
+    "/data/local/tmp",
+    "/sys/devices/system/cpu",
+    "/proc/loadavg",
+    "/proc/self/status",
+    "/proc/sys/kernel",
+)
 
 
 @dataclass
@@ -73,7 +80,7 @@ class Phone:
     commands: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for folder in ("data/local/tmp", "bin", "etc", "proc/sys/kernel/random"):
+        for folder in ("data/local/tmp", "bin", "etc", "proc/sys/kernel/random", "proc/self"):
             (self.root / folder).mkdir(parents=True)
         self.put("proc/loadavg", "0.52 0.58 0.59 1/1234 5678\n")
         self.put("proc/sys/kernel/random/boot_id", "first boot\n")
@@ -101,7 +108,9 @@ class Phone:
         self.program("df", 'if [ -f "$PHONE/etc/df" ]; then cat "$PHONE/etc/df"; else exec /bin/df "$@"; fi')
         self.program(
             "taskset",
-            'echo "$1" >> "$PHONE/etc/taskset.log"; shift\n'
+            'echo "$1" >> "$PHONE/etc/taskset.log"\n'
+            'allowed=$(cat "$PHONE/etc/cpuset" 2>/dev/null || echo "$1"); shift\n'
+            'printf "Name:\\tgrep\\nCpus_allowed:\\t%s\\n" "$allowed" > "$PHONE/proc/self/status"\n'
             'if [ -f "$PHONE/etc/no_taskset" ]; then echo "taskset: Invalid argument" >&2; exit 1; fi\n'
             'exec emulate "$@"',
         )
@@ -170,7 +179,13 @@ class Phone:
     def start(self, command: str) -> "subprocess.Popen[bytes]":
         """Run a command in the phone's shell."""
         self.commands.append(command)
-        for name in ("/data/local/tmp", "/sys/devices/system/cpu", "/proc/loadavg", "/proc/sys/kernel"):
+        for name in (
+            "/data/local/tmp",
+            "/sys/devices/system/cpu",
+            "/proc/loadavg",
+            "/proc/self/status",
+            "/proc/sys/kernel",
+        ):
             command = command.replace(name, f"{self.root}{name}")
         path = f"{self.root}/bin:{os.environ['PATH']}"
         return subprocess.Popen(

@@ -39,7 +39,7 @@ def benchmark(
     seed: int = 0,
 ) -> Benchmark:
     """Return a benchmark around a median in ns; with ``runs=0`` as of a runner that gives no samples."""
-    rng = random.Random(f"{name} {seed}")  # noqa: S311 - made-up figures
+    rng = random.Random(f"{name} {seed}")
     found = []
     for index in range(rounds):
         level = median * rng.lognormvariate(0, 0.015)

@@ -23,7 +23,6 @@ from shufflectl.errors import GraphError, OutputError
 __all__ = ["emit"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-_TRACED = (*_FLOATS, ir.DataType.UINT8)
 
 
 def _dump(data: object) -> str:
@@ -96,18 +95,18 @@ def _transpose_output(graph: ir.Graph, index: int) -> None:
 
 
 def _is_image(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) == 4 and value.dtype in _TRACED
+    return value.shape is not None and len(value.shape) == 4 and value.dtype in _FLOATS
 
 
 def _trace(graph: Graph, transposed: set[str]) -> Trace:
-    """Return the views of every tensor of floats or pixels, inputs first, then in graph order."""
+    """Return the views of every float tensor, inputs first, then in graph order."""
     tensors = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
     return compose(
         graph,
         [
             Located(value, str(value.name), NHWC if value.name in transposed else None)
             for value in tensors
-            if value.dtype in _TRACED
+            if value.dtype in _FLOATS
         ],
     )
 
@@ -122,8 +121,7 @@ def _properties(info: ModelInfo, trace: Trace) -> dict[str, str]:
         "license": info.license,
         "weights": info.weights,
         "labels": _dump(list(info.labels)) if info.labels else "",
-        "preprocess": _dump(info.expects.to_json()),
-        "input": info.input.text if info.input else "",
+        "preprocess": _dump(info.preprocess.to_json()),
     }
     ours = {METADATA_KEY: _dump(info.to_json()), TRACE_KEY: trace.to_json()}
     return {key: text for key, text in (readable | ours).items() if text}

@@ -30,6 +30,8 @@ _OUTPUT_LIMIT: Final = 16 << 20
 _FILE_LIMIT: Final = 64 << 20
 _DIGEST: Final = re.compile(r"^\\?([0-9a-f]{64})\s", re.MULTILINE)
 _KILLED: Final = frozenset({124, 137})
+# toybox's timeout (0.8.9) answers 127, whatever the status was, for a program that ends before it looks.
+_PAUSE: Final = ("sh", "-c", 'sleep 0.1; exec "$@"', "sh")
 _CPUFREQ: Final = " ".join(
     f"/sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}"
     for name in (
@@ -177,7 +179,7 @@ class AndroidDevice:
             DeviceError: It printed too much, or cannot be pinned to these cores.
         """
         whole = max(1, math.ceil(timeout))
-        words = ["timeout", "-s", "KILL", str(whole)]
+        words = ["timeout", "-s", "KILL", str(whole), *_PAUSE]
         pinned = sorted(set(cores))
         if pinned:
             words += ["taskset", core_masks.mask(pinned)]

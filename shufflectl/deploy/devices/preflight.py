@@ -1,11 +1,13 @@
 """Before anything is measured: which device, does it let us in, and would its figures mean anything."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shufflectl.deploy.devices import cores as masks
 from shufflectl.deploy.devices.adb import Adb, Attached
 from shufflectl.deploy.devices.device import AndroidDevice
 from shufflectl.deploy.devices.state import DeviceState
@@ -19,6 +21,7 @@ __all__ = [
     "find_device",
     "problems",
     "program_abi",
+    "require_cores",
     "require_program",
     "require_quiet",
     "require_room",
@@ -117,6 +120,32 @@ def require_tools(device: AndroidDevice, extra: Sequence[str] = ()) -> None:
     if missing:
         raise DeviceError(
             f"{device.serial} lacks {', '.join(missing)}", hint="Android 8 or later has them (toybox)"
+        )
+
+
+def require_cores(device: AndroidDevice, cores: Sequence[int]) -> None:
+    """Make sure that a program can be pinned to these cores, all of them.
+
+    The kernel drops in silence those that the shell's own set of cores (cpuset) lacks.
+
+    Raises:
+        DeviceError: It cannot, or only to some of them.
+    """
+    pinned = masks.mask(cores)
+    ran = device.shell(f"taskset {pinned} grep Cpus_allowed: /proc/self/status")
+    match = re.search(r"Cpus_allowed:\s*([0-9a-fA-F,]{1,600})\s*$", ran.stdout)
+    names = ", ".join(map(str, cores))
+    hint = "measure without pinning: --affinity none"
+    if ran.status != 0 or match is None:
+        said = ran.stderr.strip().splitlines()
+        why = said[-1][:200] if said else "taskset says nothing"
+        raise DeviceError(f"{device.serial} cannot pin a program to cores {names}: {why}", hint=hint)
+    allowed = masks.parse_mask(match[1])
+    if allowed != frozenset(cores):
+        others = ", ".join(map(str, sorted(allowed)))
+        raise DeviceError(
+            f"{device.serial} pins a program to cores {others} instead of {names}",
+            hint=f"turn the screen on, which gives programs more cores; or {hint}",
         )
 
 

@@ -206,6 +206,6 @@ def test_mutated_files_never_end_the_process(sound, tmp_path):
 
 
 def test_random_bytes_are_refused(tmp_path):
-    rng = random.Random(0)  # noqa: S311 - test data, no secret
+    rng = random.Random(0)
     for _ in range(200):
         refused(tmp_path, b"\x10\0\0\0TFL3" + rng.randbytes(300))

@@ -1,0 +1,121 @@
+"""Which files run where, and against what; without running any."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from shufflectl.benchmarks import android
+from shufflectl.benchmarks.android import store
+from shufflectl.benchmarks.bench import BenchOptions, Device, bench
+from shufflectl.benchmarks.options import parse_share, parse_threads
+from shufflectl.benchmarks.results import RunnerInfo
+from shufflectl.errors import ArtifactError, UsageError
+from support.fake_executor import FakeExecutor, constant
+from support.tflite_files import Op, tflite_bytes
+
+PHONE = Device("android")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }'
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    shape = [1, 8, 8, 3]
+    data = tflite_bytes([Op("ABS", ["x"], ["y"])], {"x": shape, "y": shape}, outputs=["y"])
+    (tmp_path / "m.tflite").write_bytes(data)
+    (tmp_path / "n.tflite").write_bytes(data)
+    return tmp_path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The runners that were opened, of fake phones."""
+    calls: list[tuple[Any, ...]] = []
+
+    def open_executor(serial: str | None, runner: str, *, options: Any, notify: Any) -> FakeExecutor:
+        calls.append((serial, runner, options.fixed_performance))
+        notify("pushing")
+        executor = FakeExecutor(constant)
+        executor.runner = RunnerInfo(runner, can_pair=runner == "shufflectl")
+        return executor
+
+    monkeypatch.setattr(android, "open_executor", open_executor)
+    return calls
+
+
+def run(*paths: Path, **options: Any) -> Any:
+    return bench(paths, BenchOptions(**{"rounds": 6, "device": PHONE, **options}), lambda *_: None)
+
+
+def test_a_runner_gets_the_files_that_it_takes(folder: Path, opened: list[Any]) -> None:
+    found = run(folder, runners=("shufflectl", "onnxruntime"), fixed_performance=True)
+    assert [("m.tflite", "shufflectl"), ("n.tflite", "shufflectl"), ("m.onnx", "onnxruntime")] == [
+        (b.name, b.runner.name) for b in found.suite.benchmarks
+    ]
+    assert [(None, "shufflectl", True), (None, "onnxruntime", True)] == opened
+    assert [("m.onnx", "no runner takes .onnx files")] == list(run(folder, runners=("tflite",)).skipped)
+
+
+def test_a_file_that_was_named_is_never_left_out(folder: Path, opened: list[Any]) -> None:
+    with pytest.raises(ArtifactError, match="no runner takes"):
+        run(folder / "m.onnx", folder / "m.tflite", runners=("tflite",))
+    with pytest.raises(UsageError, match="runs none"):
+        run(folder / "m.onnx", runners=("onnxruntime", "tflite"))
+
+
+def test_a_runner_that_holds_two_models_pairs_and_another_does_not(folder: Path, opened: list[Any]) -> None:
+    files = (folder / "n.tflite",)
+    for runner, mode in (("shufflectl", "paired"), ("tflite", "unpaired")):
+        found = run(*files, runners=(runner,), baseline=folder / "m.tflite", tolerance=0.03)
+        assert [mode] == [c.mode for c in found.suite.comparisons]
+        assert ["pass"] == [c.verdict for c in found.suite.comparisons]
+    with pytest.raises(UsageError, match="cannot hold two models"):
+        run(*files, runners=("tflite",), baseline=folder / "m.tflite", mode="paired")
+
+
+def test_the_runner_is_named_unless_there_is_just_one(
+    folder: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    for names in ((), ("tflite", "litert")):
+        programs = tuple(SimpleNamespace(name=name) for name in names)
+        monkeypatch.setattr(store, "installed", lambda programs=programs: programs)
+        with pytest.raises(UsageError, match="which program"):
+            run(folder / "m.tflite")
+    monkeypatch.setattr(store, "installed", lambda: (SimpleNamespace(name="tflite"),))
+    run(folder / "m.tflite")
+    assert [(None, "tflite", False)] == opened
+
+
+def test_a_serial_number_is_passed_on(folder: Path, opened: list[Any]) -> None:
+    run(folder / "m.tflite", device=Device.parse("android:emulator-5554"), runners=("tflite",))
+    assert "emulator-5554" == opened[0][0]
+
+
+@pytest.mark.parametrize("text", ["", "phone", "android:", "local:", "local:x", "Android"])
+def test_devices_that_do_not_exist(text: str) -> None:
+    with pytest.raises(UsageError, match="no device"):
+        Device.parse(text)
+
+
+@pytest.mark.parametrize(("text", "share"), [("3%", 0.03), ("0.03", 0.03), (" 0 % ", 0.0), ("0", 0.0)])
+def test_tolerances(text: str, share: float) -> None:
+    assert share == pytest.approx(parse_share(text))
+
+
+@pytest.mark.parametrize("text", ["", "%", "3%%", "3% x", "-1%", "nan", "inf", "1e9", "three"])
+def test_what_is_no_tolerance(text: str) -> None:
+    with pytest.raises(UsageError, match="no tolerance"):
+        parse_share(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1,1", "1,", "1.5", "x", "1 2", "²", "99999999999"])
+def test_what_is_no_number_of_threads(text: str) -> None:
+    with pytest.raises(UsageError, match="thread"):
+        parse_threads(text)
+    assert (1, 4) == parse_threads("1, 4")

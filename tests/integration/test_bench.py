@@ -1,0 +1,121 @@
+"""`shufflectl bench` and `shufflectl compare`, as users call them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shufflectl.benchmarks.results import read_suite
+
+pytestmark = pytest.mark.integration
+QUICK = ("--rounds", "6", "--min-seconds", "0.02", "--min-warmup", "0", "--max-warmup", "0.1")
+# The machine that runs tests is busy: a measurement may rightly be called unstable.
+FINE = (0, 6)
+
+
+def test_a_folder_as_table_json_and_csv(run_cli: Any, digits_dist: Path, tmp_path: Path) -> None:
+    out, runs = tmp_path / "r.json", tmp_path / "r.csv"
+    done = run_cli("bench", digits_dist, *QUICK, "--out", out, "--csv", runs, env={"COLUMNS": "200"})
+    assert done.status in FINE, done.stderr
+    suite = read_suite(out)
+    assert {"onnxruntime", "litert"} == {b.runner.name for b in suite.benchmarks}
+    assert all(6 == len(b.rounds) for b in suite.benchmarks)
+    assert {"fp32", "fp16"} == {b.config.precision for b in suite.benchmarks}
+    for name in ("shufflenet_v2_x0_5-fp32.onnx", "95 % interval", "peak memory", "load average"):
+        assert name in done.stdout
+    assert "not measured: shufflenet_v2_x0_5-fp32.mlpackage" in done.stderr
+    rows = list(csv.DictReader(runs.read_text().splitlines()))
+    timed = [row for row in rows if row["phase"] == "timed"]
+    assert sum(len(r.samples_ns) for b in suite.benchmarks for r in b.rounds) == len(timed)
+    assert suite.benchmarks[0].rounds[0].samples_ns[0] == int(timed[0]["ns"])
+
+
+def test_a_baseline_file_is_measured_in_pairs(run_cli: Any, digits_dist: Path) -> None:
+    file = digits_dist / "shufflenet_v2_x0_5-fp32.tflite"
+    done = run_cli("bench", file, "--baseline", file, "--tolerance", "900%", *QUICK, "--json")
+    assert 0 == done.status, done.stderr
+    document = done.document
+    (comparison,) = document["comparisons"]
+    assert ("paired", "pass", 6) == tuple(comparison[key] for key in ("mode", "verdict", "rounds"))
+    assert "paired" == document["benchmarks"][0]["config"]["mode"]
+
+
+def test_a_slower_file_fails_the_gate(run_cli: Any, digits_dist: Path, tmp_path: Path) -> None:
+    fast = tmp_path / "result.json"
+    done = run_cli("bench", digits_dist / "shufflenet_v2_x0_5-fp32.onnx", *QUICK, "--out", fast)
+    assert done.status in FINE
+    document = json.loads(fast.read_text())
+    for entry in document["benchmarks"][0]["rounds"]:
+        entry["median_ns"] *= 20
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps(document))
+    done = run_cli("compare", fast, slow, "--tolerance", "3%", "--json")
+    assert (5, "fail", "unpaired") == (
+        done.status,
+        *(done.document["comparisons"][0][key] for key in ("verdict", "mode")),
+    )
+    done = run_cli("compare", fast, slow)
+    assert 0 == done.status
+    assert "separate processes" in done.stdout
+    document["benchmarks"][0]["config"]["threads"] = 2
+    slow.write_text(json.dumps(document))
+    done = run_cli("compare", fast, slow)
+    assert 3 == done.status
+    assert "different numbers of threads" in done.stderr
+
+
+def test_a_stored_baseline_of_another_runner_is_refused_and_what_was_measured_is_kept(
+    run_cli: Any, digits_dist: Path, tmp_path: Path
+) -> None:
+    stored, out = tmp_path / "stored.json", tmp_path / "out.json"
+    onnx, tflite = (digits_dist / f"shufflenet_v2_x0_5-fp32.{kind}" for kind in ("onnx", "tflite"))
+    assert run_cli("bench", onnx, *QUICK, "--out", stored).status in FINE
+    done = run_cli("bench", tflite, *QUICK, "--baseline", stored, "--out", out)
+    assert 3 == done.status
+    assert "different runners" in done.stderr
+    assert 6 == len(read_suite(out).benchmarks[0].rounds)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (("--runtime", "coreml-reference"), 2, "not timed"),
+        (("--runtime", "litert"), 2, "does not run"),
+        (("--affinity", "99999"), 2, "core 99999"),
+        (("--device", "toaster"), 2, "no device"),
+        (("--tolerance", "3%"), 2, "needs a baseline"),
+        (("--mode", "paired"), 2, "no pair"),
+        (("--threads", "0"), 2, "threads"),
+        (("--runner", "x"), 2, "phones"),
+        (("--accelerator", "gpu"), 2, "gpu"),
+        (("--out", "no/such/folder.json"), 3, "does not exist"),
+        (("--baseline", "missing.onnx"), 3, "does not exist"),
+        (("--baseline", "missing.json"), 3, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    run_cli: Any, digits_dist: Path, options: tuple[str, ...], status: int, says: str
+) -> None:
+    done = run_cli("bench", digits_dist / "shufflenet_v2_x0_5-fp32.onnx", *options, "--json")
+    assert status == done.status
+    assert says in done.document["error"]["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_formats_do_not_pair(run_cli: Any, digits_dist: Path) -> None:
+    onnx, tflite = (digits_dist / f"shufflenet_v2_x0_5-fp32.{kind}" for kind in ("onnx", "tflite"))
+    done = run_cli("bench", tflite, "--baseline", onnx)
+    assert 2 == done.status
+    assert "different runtimes" in done.stderr
+
+
+def test_core_ml_is_not_on_this_platform(run_cli: Any, digits_dist: Path) -> None:
+    import platform
+
+    if platform.system() == "Darwin":
+        pytest.skip("this platform has Core ML")
+    done = run_cli("bench", digits_dist / "shufflenet_v2_x0_5-fp32.mlpackage")
+    assert 7 == done.status
+    assert "macOS only" in done.stderr
