@@ -102,7 +102,7 @@ class BenchOptions:
     rounds: int = 10
     warmup: Warmup = field(default_factory=Warmup)
     min_iterations: int = 30
-    min_seconds: float = 2.0
+    min_seconds: float = 2.5
     settle: int = 1
     seed: int = 0
     baseline: Path | None = None

@@ -241,7 +241,7 @@ class Warmup:
     min_seconds: float = 0.25
     window: int = 40
     tolerance: float = 0.04
-    max_seconds: float = 10.0
+    max_seconds: float = 5.0
 
 
 @dataclass(frozen=True)

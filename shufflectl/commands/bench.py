@@ -83,14 +83,14 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Processes of each file, or of each pair.")] = 10,
-    min_seconds: Annotated[float, typer.Option(min=0.0, help="Time for timed runs in a process.")] = 2.0,
+    min_seconds: Annotated[float, typer.Option(min=0.0, help="Time for timed runs in a process.")] = 2.5,
     min_iterations: Annotated[
         int, typer.Option(min=1, help="Fewest timed runs of a file in a process, however long they take.")
     ] = 30,
     min_warmup: Annotated[float, typer.Option(min=0.0, help="Shortest warm-up, in seconds.")] = 0.25,
     max_warmup: Annotated[
         float, typer.Option(min=0.0, help="Longest warm-up, in seconds, where runs do not become steady.")
-    ] = 10.0,
+    ] = 5.0,
     baseline: Annotated[
         Path | None,
         typer.Option(
