@@ -168,7 +168,7 @@ def find(wanted: str, *, kind: str = "") -> Program:
     """Return the runner that ``--runner`` means: a name in the cache, or the path of a program.
 
     Libraries beside a program that is named by path are sent along when its kind needs them
-    (``libLiteRt*.so`` for our own runner, ``libonnxruntime*.so`` for ONNX Runtime's).
+    (``libLiteRt.so`` for our own runner, ``libonnxruntime*.so`` for ONNX Runtime's).
 
     Raises:
         UsageError: It is neither.
@@ -191,7 +191,7 @@ def find(wanted: str, *, kind: str = "") -> Program:
             hint=_known_names() or "add one with shufflectl runner add (docs/runner.md)",
         )
     known = kind or kind_of(path)
-    pattern = {"shufflectl": "libLiteRt*.so", "onnxruntime": "libonnxruntime*.so*"}.get(known)
+    pattern = {"shufflectl": "libLiteRt.so", "onnxruntime": "libonnxruntime*.so*"}.get(known)
     beside = sorted(path.absolute().parent.glob(pattern)) if pattern else []
     return _describe(path, name=path.name, kind=known, libraries=beside, source=str(path), sha256="")
 
