@@ -118,6 +118,8 @@ class Phone:
         # A program of another instruction set: an ELF header, then a script for this machine's shell.
         self.program(
             "emulate",
+            # What waits before it starts a program is left out; cores are given as the phone gives them.
+            'if [ $# -gt 4 ] && [ "$1 $2 $4" = "sh -c sh" ]; then shift 4; fi\n'
             f'case "$1" in */*) exec sh -c "$(tail -c +{ELF_HEADER + 1} "$1")" "$@" ;; esac\nexec "$@"',
         )
 

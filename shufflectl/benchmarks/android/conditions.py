@@ -27,7 +27,7 @@ class Cooling:
     Attributes:
         limits: In °C, by kind of sensor.
         seconds: The longest wait before a round.
-        poll: Seconds between two looks.
+        poll: Seconds between two looks; the first ones follow sooner.
     """
 
     limits: Mapping[str, float] = field(default_factory=lambda: _LIMITS)

@@ -191,6 +191,7 @@ class AndroidExecutor:
         """
         cooling = self._options.cooling
         deadline = time.monotonic() + cooling.seconds
+        pause = cooling.poll / 8
         while True:
             state = self._look()
             why = spoiled(state, self._usual, self._cores) or too_warm(state, cooling)
@@ -202,7 +203,8 @@ class AndroidExecutor:
                     hint="let it cool down: out of its case, not in the sun, not on a fast charger",
                 )
             self._notify(f"waiting: {why}")
-            time.sleep(cooling.poll)
+            time.sleep(pause)
+            pause = min(2 * pause, cooling.poll)
 
     def _require_artifact(self, path: Path) -> None:
         if not path.is_file():
