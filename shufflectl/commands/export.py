@@ -37,6 +37,8 @@ EXAMPLES = (
     "shufflectl export shufflenet_v1_g3_x1_0 --target onnx,tflite --batch dynamic --json",
     "shufflectl export shufflenet_v2_x1_0 --target tflite --shuffle fold-split --align 8",
     "shufflectl export shufflenet_v2_x1_0 --features stage2,stage3,stage4 --output-stride 16",
+    "shufflectl export --weights best.pt --fold-preprocess --input-type uint8",
+    "shufflectl export --weights mine.pt --preprocess imagenet,color=bgr --target onnx",
 )
 
 
@@ -117,6 +119,29 @@ def export(
         str,
         typer.Option(metavar="auto|N", help="Pad channel counts to a multiple of N, in forms that can."),
     ] = "auto",
+    preprocess: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|WORD|FILE.json|KEY=VALUE,...",
+            help="What images go through: auto (what the weights say), imagenet, megvii, signed (-1 to 1), "
+            "unit (0 to 1), none (0 to 255), a file, or values as color=bgr,scale=1/255,mean=...,std=...",
+        ),
+    ] = "auto",
+    fold_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--fold-preprocess",
+            help="Let the files do that themselves, in their weights where it is exact: they take RGB pixels "
+            "from 0 to 255.",
+        ),
+    ] = False,
+    input_type: Annotated[
+        str,
+        typer.Option(
+            metavar="float|uint8",
+            help="Type of the image input; uint8 is an image (picture) for Core ML.",
+        ),
+    ] = "float",
     half_io: Annotated[
         bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
     ] = False,
@@ -167,6 +192,9 @@ def export(
         layout=layout,
         shuffle=shuffle,
         align=align,
+        preprocess=preprocess,
+        fold_preprocess=fold_preprocess,
+        input_type=input_type,
         half_io=half_io,
         minimum_deployment_target=minimum_deployment_target,
         keep_failing=keep_failing,

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NCHW", "NHWC", "TensorView", "Trace"]
+__all__ = ["NCHW", "NHWC", "TensorView", "Trace", "captured_of", "pixels_of"]
 
 NHWC: Final = (0, 2, 3, 1)
 """The axes of an NHWC tensor as axes of the NCHW tensor: what transposes NCHW to NHWC."""
@@ -22,6 +22,17 @@ NCHW: Final = (0, 3, 1, 2)
 """The axes of an NCHW tensor as axes of the NHWC tensor: what transposes NHWC to NCHW."""
 
 _CHANNEL_AXIS = 1
+_PIXELS: Final = "::pixels"
+
+
+def pixels_of(name: str) -> str:
+    """Return what the pixels are called that the captured graph's input of that name is made of."""
+    return f"{name}{_PIXELS}"
+
+
+def captured_of(name: str) -> str:
+    """Return the captured graph's input that pixels stand for; any other name as it is."""
+    return name.removesuffix(_PIXELS)
 
 
 @dataclass(frozen=True)

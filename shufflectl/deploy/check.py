@@ -11,7 +11,7 @@ from typing import Any
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.targets import TARGETS
-from shufflectl.converters.trace import NHWC, TensorView
+from shufflectl.converters.trace import NHWC, TensorView, captured_of
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
 from shufflectl.deploy.export import reference as reference_of
@@ -28,7 +28,7 @@ from shufflectl.models import LoadedModel, dense, load, zoo
 from shufflectl.models.custom import BUILT
 from shufflectl.models.download import cached
 from shufflectl.models.factory import Factory
-from shufflectl.models.preprocess import IMAGENET
+from shufflectl.models.preprocess import IMAGENET, Preprocess
 from shufflectl.models.zoo import variants
 
 __all__ = ["CheckResult", "Group", "check", "find_groups", "image_input", "reference_model"]
@@ -152,7 +152,8 @@ def _check(
             return captured(model, size, batch)
 
         reference = reference_of(model, graph)
-        title, preprocess, labels = loaded.variant.name, loaded.preprocess, loaded.labels
+        title, labels = loaded.variant.name, loaded.labels
+        preprocess = _trained_with(group, loaded.preprocess)
     else:
         first = _file_as_reference(group)
         reference = Reference(
@@ -213,7 +214,8 @@ def _check_built(
         )
     inputs = found.inputs(options)
     if info is not None:
-        inputs = gather_shapes(found.shapes, info.preprocess, info.labels, options)
+        preprocess = _trained_with(group, found.info.preprocess)
+        inputs = gather_shapes(found.shapes, preprocess, info.labels, options)
     title = info.name if info else found.info.name
     verification = verify(title, group.artifacts, found.reference(REFERENCE), inputs, options, notify)
     return _judged(group, verification)
@@ -237,12 +239,22 @@ def _check_original(
             f"the files say {info.weights_sha256[:12]} ({info.weights})",
             hint="pass the file that they were exported from, or leave out --model",
         )
+    found = replace(
+        found,
+        info=replace(found.info, preprocess=_trained_with(group, found.info.preprocess)),
+    )
     reference = found.reference()
     if any(a.file == reference.name for a in group.artifacts):
         reference = replace(reference, name=f"{reference.name} (the original)")
     title = info.name if info else found.info.name
     verification = verify(title, group.artifacts, reference, found.inputs(options), options, notify)
     return _judged(group, verification)
+
+
+def _trained_with(group: Group, own: Preprocess) -> Preprocess:
+    """Return what the reference's images go through: what was asked for at the export, else its own."""
+    info = group.info
+    return info.preprocess if info is not None and info.preprocess_from == "option" else own
 
 
 def _judged(group: Group, verification: Verification) -> Verification:
@@ -436,7 +448,7 @@ def _ports(artifact: Artifact, options: ParityOptions) -> _Interface:
                 f"{artifact.file} does not fix the size of its input {name!r}",
                 hint="export it with a fixed input size",
             )
-        shapes[name] = tuple(spec.shape[axes.index(axis)] for axis in range(len(axes)))
+        shapes[captured_of(name)] = tuple(spec.shape[axes.index(axis)] for axis in range(len(axes)))
     return _Interface(shapes, tuple(views[s.name][0] if s.name in views else s.name for s in results))
 
 

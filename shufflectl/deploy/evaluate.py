@@ -20,11 +20,12 @@ from shufflectl.deploy.mistakes import SAMPLE, Explanation, Feed, explain
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.nway import Member
+from shufflectl.deploy.runtimes.base import Session
 from shufflectl.deploy.verify import Artifact, Notify
 from shufflectl.errors import ArtifactError, DataError, GateError
 from shufflectl.models import LoadedModel
 from shufflectl.models.checkpoints.files import printable
-from shufflectl.models.preprocess import IMAGENET, Preprocess
+from shufflectl.models.preprocess import IMAGENET, PIXELS, Preprocess
 
 __all__ = ["Evaluation", "FileScore", "ModelScores", "Score", "evaluate"]
 
@@ -226,6 +227,7 @@ class _Runner:
 
     member: Member
     preprocess: Preprocess
+    takes_bytes: bool = False
     outputs: int = 0
     top1: int = 0
     top5: int = 0
@@ -366,8 +368,9 @@ def _evaluate(
             runtime = runtimes.choose(artifact.target, options.runtimes, python=options.runtime_python)
             session = stack.enter_context(runtime.load(artifact.path, threads=options.threads))
             member = Member.from_session(artifact.file, artifact.precision, session)
-            source, preprocess = _preprocess_of(session.info, info, loaded)
-            runners.append(_Runner(member, preprocess))
+            source, preprocess = _preprocess_of(session, info, loaded)
+            takes_bytes = any(spec.dtype == np.uint8 for spec in session.inputs)
+            runners.append(_Runner(member, preprocess, takes_bytes))
             described.append((f"{runtime.name} {runtime.available().version}".strip(), source))
         everyone = runners if reference is None else [reference, *runners]
         for runner in everyone:
@@ -416,11 +419,14 @@ def _evaluate(
 
 
 def _preprocess_of(
-    own: ModelInfo | None, manifest: ModelInfo | None, loaded: LoadedModel | None
+    session: Session, manifest: ModelInfo | None, loaded: LoadedModel | None
 ) -> tuple[str, Preprocess]:
     """Return what a file is fed with, and who says so."""
+    own = session.info
     if own is not None:
-        return "file", own.preprocess
+        return "file", own.expects
+    if any(spec.dtype == np.uint8 for spec in session.inputs):
+        return "assumed", PIXELS
     if manifest is not None:
         return "manifest", manifest.preprocess
     if loaded is not None:
@@ -504,7 +510,14 @@ class _Diagnosis:
         own = Feed(runner.preprocess, self.fit)
         key = (runner.preprocess, runner.predict(own.prepare(sample.pixels)).tobytes())
         if key not in self._known:
-            self._known[key] = explain(runner.predict, own, sample.pixels, sample.labels, sample.reference)
+            self._known[key] = explain(
+                runner.predict,
+                own,
+                sample.pixels,
+                sample.labels,
+                sample.reference,
+                takes_bytes=runner.takes_bytes,
+            )
         found = self._known[key]
         return _other_order(runner, self.images, self.outputs) if found is None and by_order else found
 

@@ -21,8 +21,9 @@ from shufflectl.deploy import runtimes
 from shufflectl.deploy.factory_model import open_factory
 from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
-from shufflectl.deploy.onnx_model import is_file, open_model, reading
+from shufflectl.deploy.onnx_model import UNPREPARED, is_file, open_model, reading
 from shufflectl.deploy.options import ExportRequest
+from shufflectl.deploy.pixels import give_pixels, prepared
 from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
@@ -75,8 +76,11 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                 stack.enter_context(redirect_stdout(sys.stderr))
             subject = _subject(request, notify)
             request = _layout(request, subject)
-            graph, info = subject.graph, subject.info
-            forms = _Forms(graph)
+            with nullcontext() if subject.path is None else reading(subject.path):
+                given = give_pixels(request, subject.graph, subject.info.preprocess)
+            subject = replace(subject, notes=(*subject.notes, *given.notes))
+            info = subject.info
+            forms = _Forms(given.graph)
             for precision in request.precisions:
                 for target in request.targets:
                     file = f"{info.stem}-{precision}{TARGETS[target].extension}"
@@ -85,9 +89,8 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                     # A rewrite takes for granted that weights fit shapes, and onnx does not check all.
                     with nullcontext() if subject.path is None else reading(subject.path):
                         form, lowered = forms.get(request.choice(target, precision))
-                        emitters[target](
-                            lowered, replace(info, precision=precision), request.emit_options(precision), path
-                        )
+                        about = replace(info, precision=precision, input=given.input(target, precision))
+                        emitters[target](lowered, about, request.emit_options(precision), path)
                     artifacts.append(Artifact(path, file, target, precision, form))
         verification = verify(info.name, artifacts, subject.reference, subject.inputs, request.parity, notify)
         verification = replace(verification, notes=subject.notes)
@@ -140,6 +143,7 @@ def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject
     found = open_factory(
         factory, weights=request.weights, size=request.input_size, batch=request.batch, notify=notify
     )
+    found = replace(found, info=prepared(request, found.info))
     notify("capturing the graph", 0, 0)
     return _Subject(
         found.graph,
@@ -147,7 +151,7 @@ def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject
         found.width,
         found.reference(REFERENCE),
         found.inputs(request.parity),
-        found.notes,
+        _still_true(request, found.notes),
         interface=found.interface,
     )
 
@@ -158,14 +162,15 @@ def _model(request: ExportRequest, notify: Notify) -> _Subject:
     model = load(request.model, weights=request.weights, num_classes=request.num_classes, notify=notify)
     model = dense(model, request.output_stride, request.features)
     size = request.input_size or model.input_size
+    info = prepared(request, describe(model))
     notify("capturing the graph", 0, 0)
     graph = captured(model, size, request.batch)
     return _Subject(
         graph,
-        describe(model),
+        info,
         model.num_classes,
         reference(model, lambda: graph),
-        gather(size, model.preprocess, model.labels, request.parity),
+        gather(str(graph.inputs[0].name), size, info.preprocess, model.labels, request.parity),
         _notes(model, size),
         interface={"outputs": list(model.outputs)} if len(model.outputs) > 1 else {},
     )
@@ -196,16 +201,22 @@ def _file(request: ExportRequest, notify: Notify) -> _Subject:
     path = Path(request.model or "")
     notify(f"reading {path.name}", 0, 0)
     found = open_model(path, size=request.input_size, batch=request.batch)
+    found = replace(found, info=prepared(request, found.info))
     return _Subject(
         found.graph,
         found.info,
         found.width,
         found.reference(),
         found.inputs(request.parity),
-        found.notes,
+        _still_true(request, found.notes),
         path,
         found.interface,
     )
+
+
+def _still_true(request: ExportRequest, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the notes without the one that nobody says how images are prepared, where the user does."""
+    return tuple(note for note in notes if not (request.preprocess.given and note.endswith(UNPREPARED)))
 
 
 def _layout(request: ExportRequest, subject: _Subject) -> ExportRequest:
@@ -281,6 +292,7 @@ def describe(model: LoadedModel) -> ModelInfo:
         weights=model.weights,
         weights_sha256=model.weights_sha256,
         preprocess=model.preprocess,
+        preprocess_from="weights",
         labels=model.labels,
         description=model.description,
         author=model.author,
@@ -341,4 +353,5 @@ def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
         file=result.artifact.file,
         options=request.options_of(result.artifact.target) | _form(result.artifact),
         runtime=result.runtime,
+        input=None if result.summary.metadata is None else result.summary.metadata.input,
     )

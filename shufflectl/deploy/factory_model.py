@@ -12,7 +12,7 @@ from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import FactoryRecord, ModelInfo
 from shufflectl.deploy.images import Inputs, gather_shapes
-from shufflectl.deploy.onnx_model import check_types
+from shufflectl.deploy.onnx_model import UNPREPARED, check_types
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.deploy.verify import Notify, Reference
 from shufflectl.errors import FactoryError, UsageError
@@ -154,15 +154,13 @@ def open_factory(
     )
     notes = list(loaded.notes)
     if loaded.preprocess is None:
-        notes.append(
-            f"{factory.name} does not say how images are prepared: pixels from 0 to 1 are taken, and written "
-            "down"
-        )
+        notes.append(f"{factory.name} {UNPREPARED}")
     info = ModelInfo(
         name=factory.name.rpartition(":")[2],
         weights=loaded.weights,
         weights_sha256=loaded.sha256,
         preprocess=loaded.preprocess or Preprocess(),
+        preprocess_from="weights" if loaded.preprocess else "assumed",
         labels=loaded.labels,
         description=loaded.description or f"Built by {factory.name}.",
         author=loaded.author,

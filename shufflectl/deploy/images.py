@@ -23,25 +23,28 @@ class Inputs:
     """What every member of a comparison runs.
 
     Attributes:
-        by_kind: ``[N, 3, H, W]``, float32, as the model takes them, or `Feeds` of all inputs; kinds are
-            ``real`` and ``random``.
+        by_kind: All inputs, float32, as the network takes them, with the pixels of images; kinds are ``real``
+            and ``random``.
         labels: By kind, ``[N]``, int64, where the model was trained on these classes.
     """
 
-    by_kind: Mapping[str, NDArray[np.float32] | Feeds]
+    by_kind: Mapping[str, Feeds]
     labels: dict[str, NDArray[np.int64]]
 
 
 _DIGITS: Final = tuple("0123456789")
 
 
-def gather(size: int, preprocess: Preprocess, labels: Sequence[str], options: "ParityOptions") -> Inputs:
+def gather(
+    name: str, size: int, preprocess: Preprocess, labels: Sequence[str], options: "ParityOptions"
+) -> Inputs:
     """Return real images (the held-out scans of handwritten digits in the package) and uniform noise.
 
     Real images are evenly spread over the test set. Noise makes every input value and channel take part.
 
     Args:
-        size: Height and width of the model's input, in pixels.
+        name: The captured graph's name of the input.
+        size: Its height and width, in pixels.
         preprocess: What the model was trained with.
         labels: The model's class names; the images' labels are given where these are the ten digits.
         options: How many of each, and the seed.
@@ -49,8 +52,9 @@ def gather(size: int, preprocess: Preprocess, labels: Sequence[str], options: "P
     data = digits_test(size, options.images)
     rng = np.random.default_rng(options.seed)
     noise = rng.integers(0, 256, (options.random_images, size, size, 3), np.uint8)
+    pixels = {"real": data.images, "random": noise}
     return Inputs(
-        {"real": preprocess.apply(data.images), "random": preprocess.apply(noise)},
+        {kind: Feeds({name: preprocess.apply(p)}, {name: p}, preprocess) for kind, p in pixels.items()},
         {"real": data.labels} if tuple(labels) == _DIGITS else {},
     )
 
@@ -74,9 +78,9 @@ def gather_shapes(
     """
     sizes = {name: tuple(int(d) for d in shape[1:] if d is not None) for name, shape in shapes.items()}
     if len(sizes) == 1:
-        (only,) = sizes.values()
+        ((name, only),) = sizes.items()
         if len(only) == 3 and only[0] == 3 and only[1] == only[2]:
-            return gather(only[1], preprocess, labels, options)
+            return gather(name, only[1], preprocess, labels, options)
     images = {name: area for name, shape in sizes.items() if (area := _area(shape)) is not None}
     rng = np.random.default_rng(options.seed)
     by_kind: dict[str, Feeds] = {}
@@ -86,23 +90,30 @@ def gather_shapes(
         first = next(iter(data.values()))
         if tuple(labels) == _DIGITS:
             answers["real"] = first.labels
-        by_kind["real"] = Feeds(
-            {
-                name: _laid_out(preprocess.apply(_middle(data[name].images, images[name])), shape)
-                if name in images
-                else rng.random((len(first.images), *shape), np.float32)
-                for name, shape in sizes.items()
-            }
-        )
-    noise: dict[str, NDArray[np.float32]] = {}
-    for name, shape in sizes.items():
-        if name in images:
-            pixels = rng.integers(0, 256, (options.random_images, *images[name], 3), np.uint8)
-            noise[name] = _laid_out(preprocess.apply(pixels), shape)
-        else:
-            noise[name] = rng.random((options.random_images, *shape), np.float32)
-    by_kind["random"] = Feeds(noise)
+        count = len(first.images)
+        scans = {name: _middle(data[name].images, area) for name, area in images.items()}
+        by_kind["real"] = _feeds(sizes, scans, preprocess, rng, count)
+    count = options.random_images
+    noise = {name: rng.integers(0, 256, (count, *area, 3), np.uint8) for name, area in images.items()}
+    by_kind["random"] = _feeds(sizes, noise, preprocess, rng, count)
     return Inputs(by_kind, answers)
+
+
+def _feeds(
+    sizes: Mapping[str, tuple[int, ...]],
+    pixels: Mapping[str, NDArray[np.uint8]],
+    preprocess: Preprocess,
+    rng: np.random.Generator,
+    count: int,
+) -> Feeds:
+    """Return images where there are pixels, and uniform noise for every other input."""
+    arrays = {
+        name: _laid_out(preprocess.apply(pixels[name]), shape)
+        if name in pixels
+        else rng.random((count, *shape), np.float32)
+        for name, shape in sizes.items()
+    }
+    return Feeds(arrays, pixels, preprocess)
 
 
 def _area(shape: tuple[int, ...]) -> tuple[int, int] | None:

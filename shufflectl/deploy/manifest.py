@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import shufflectl
-from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.metadata import FileInput, ModelInfo
 from shufflectl.deploy.parity.nway import ParityReport
 from shufflectl.deploy.publish import MANIFEST, digest, is_artifact_name, size
 from shufflectl.errors import ArtifactError
@@ -81,6 +81,7 @@ class ArtifactRecord:
         runtime: Name and version of the runtime that ran it.
         parity: Comparisons with the reference: `shufflectl.deploy.parity.nway.Row.to_json`.
         accuracy: On labelled images: `shufflectl.deploy.parity.nway.Accuracy.to_json`.
+        input: What the file takes from its caller: `converters.metadata.FileInput.to_json`; None if unknown.
     """
 
     file: str
@@ -94,6 +95,7 @@ class ArtifactRecord:
     runtime: str = ""
     parity: tuple[JSON, ...] = ()
     accuracy: tuple[JSON, ...] = ()
+    input: JSON | None = None
 
     @classmethod
     def measure(
@@ -107,6 +109,7 @@ class ArtifactRecord:
         file: str | None = None,
         options: Mapping[str, Any] | None = None,
         runtime: str = "",
+        input: FileInput | None = None,  # noqa: A002 - the word of the manifest
     ) -> Self:
         """Return the record of an artifact that lies at ``path``, its size and digest read from there.
 
@@ -123,6 +126,7 @@ class ArtifactRecord:
             largest_rank=largest_rank,
             options=dict(options or {}),
             runtime=runtime,
+            input=None if input is None else input.to_json(),
         )
 
     def path_in(self, folder: Path) -> Path:
@@ -145,7 +149,7 @@ class ArtifactRecord:
 
     def to_json(self) -> JSON:
         """Return the record as JSON values."""
-        return {
+        data = {
             "file": self.file,
             "target": self.target,
             "precision": self.precision,
@@ -158,6 +162,7 @@ class ArtifactRecord:
             "parity": list(self.parity),
             "accuracy": list(self.accuracy),
         }
+        return data if self.input is None else {**data, "input": self.input}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -204,11 +209,13 @@ class ModelRecord:
         info = self.info.to_json()
         weights = {"spec": info.pop("weights"), "sha256": info.pop("weights_sha256")}
         preprocess, labels = info.pop("preprocess"), info.pop("labels")
-        del info["precision"]  # that is each artifact's own
+        stated = {"preprocess": preprocess, "preprocess_from": info.pop("preprocess_from")}
+        for key in ("input", "precision"):  # those are each artifact's own
+            info.pop(key, None)
         return {
             **info,
             "num_classes": self.num_classes,
-            "input": {"name": self.input_name, "shape": list(self.input_shape), "preprocess": preprocess},
+            "input": {"name": self.input_name, "shape": list(self.input_shape), **stated},
             "labels": labels,
             "weights": weights,
             "reference": {"name": self.reference, "accuracy": list(self.accuracy)},
@@ -225,6 +232,8 @@ class ModelRecord:
             {
                 **data,
                 "preprocess": data["input"]["preprocess"],
+                "preprocess_from": data["input"].get("preprocess_from", ""),
+                "input": None,
                 "weights": data["weights"]["spec"],
                 "weights_sha256": data["weights"]["sha256"],
             }
@@ -403,8 +412,10 @@ class Manifest:
             ArtifactError: It is of another version or does not satisfy the schema.
         """
         _validate(document, name)
-        models = tuple(ModelRecord.from_json(record) for record in document["models"])
-        return cls(models)
+        try:
+            return cls(tuple(ModelRecord.from_json(record) for record in document["models"]))
+        except ValueError as error:  # figures that the schema admits and no preprocessing has
+            raise ArtifactError(f"{name} is not a valid manifest: {error}", hint=_EXPORT_AGAIN) from error
 
     @classmethod
     def load(cls, path: Path) -> Self:

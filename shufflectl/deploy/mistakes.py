@@ -17,7 +17,7 @@ from shufflectl.deploy.labelled import Fit
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.models.preprocess import DIGITS, IMAGENET, Preprocess
 
-__all__ = ["SAMPLE", "Explanation", "Feed", "explain"]
+__all__ = ["SAMPLE", "Explanation", "Feed", "alternatives", "explain"]
 
 SAMPLE: Final = 64
 """Images on which mistakes are tried."""
@@ -87,7 +87,9 @@ class Feed:
             return ""
         values = ""
         if self.values:
-            values = next((w for w, p in _VALUES if _same_values(p, own.preprocess)), "fed as they are now")
+            mine = own.preprocess
+            named = (words for words, spec in _VALUES if spec.in_order(mine.color).values == mine.values)
+            values = next(named, "fed as they are now")
         return own.words(self, own.preprocess.color.upper() if self.swapped else "", values)
 
     def words(self, other: "Feed", color: str, values: str) -> str:
@@ -148,6 +150,8 @@ def explain(
     pixels: Mapping[Fit, NDArray[np.uint8]],
     labels: NDArray[np.int64],
     reference: NDArray[np.int64] | None,
+    *,
+    takes_bytes: bool = False,
 ) -> Explanation | None:
     """Try the usual mistakes and return the one that explains the result; None where none does.
 
@@ -160,6 +164,7 @@ def explain(
         pixels: Images ``[N, H, W, 3]`` of the input's size, for each way to resize that is to be tried.
         labels: The right classes, ``[N]``.
         reference: What torch answers, ``[N]``; None without torch.
+        takes_bytes: Whether the model takes 8-bit integers, so that only pixels can be fed.
     """
     goals = [("top-1", labels)]
     if reference is not None:
@@ -170,7 +175,8 @@ def explain(
         right = [(feed, answer == goal) for feed, answer in answers]
         return max(right, key=lambda pair: int(pair[1].sum()))
 
-    answers = [(feed, predict(feed.prepare(pixels))) for feed in [own, *_alternatives(own, pixels)]]
+    feeds = [own, *alternatives(own, pixels, takes_bytes=takes_bytes)]
+    answers = [(feed, predict(feed.prepare(pixels))) for feed in feeds]
     start = answers[0][1]
     for metric, goal in goals:
         before = start == goal
@@ -194,32 +200,26 @@ def explain(
     return None
 
 
-def _alternatives(own: Feed, pixels: Mapping[Fit, NDArray[np.uint8]]) -> list[Feed]:
-    """Return the mistakes, the simple ones first."""
+def alternatives(
+    own: Feed, pixels: Mapping[Fit, NDArray[np.uint8]], *, takes_bytes: bool = False
+) -> list[Feed]:
+    """Return the mistakes, the simple ones first.
+
+    Args:
+        own: How the model asks to be fed.
+        pixels: Has the ways to resize that are to be tried.
+        takes_bytes: Whether only pixels can be fed, so that no other values make sense.
+    """
     mine = own.preprocess
     values = [own]
     for words, spec in _VALUES:
-        if (spec.scale, spec.mean, spec.std) != (mine.scale, mine.mean, mine.std):
-            mean, std = (spec.mean, spec.std) if mine.color == "rgb" else (spec.mean[::-1], spec.std[::-1])
-            values.append(
-                replace(own, preprocess=Preprocess(mine.color, spec.scale, mean, std), values=words)
-            )
+        other = spec.in_order(mine.color)
+        if other.values != mine.values and not takes_bytes:
+            values.append(replace(own, preprocess=other, values=words))
     single = [replace(own, swapped=True), *values[1:]]
     single += [replace(own, fit=fit) for fit in pixels if fit != own.fit]
     single += [replace(own, layout="nhwc"), replace(own, layout="nchw")]
     return single + [replace(feed, swapped=True) for feed in values[1:]]
-
-
-def _in_order(spec: Preprocess, color: Literal["rgb", "bgr"]) -> Preprocess:
-    """Return the same map for another order of the channels: each keeps its mean and deviation."""
-    if spec.color == color:
-        return spec
-    return Preprocess(color, spec.scale, spec.mean[::-1], spec.std[::-1])
-
-
-def _same_values(one: Preprocess, other: Preprocess) -> bool:
-    """Say whether two map each colour alike, whatever the order of the channels."""
-    return _in_order(one, other.color) == other
 
 
 def _explains(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> bool:

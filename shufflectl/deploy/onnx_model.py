@@ -22,12 +22,22 @@ from shufflectl.errors import ArtifactError, GraphError, ShufflectlError, UsageE
 from shufflectl.models import zoo
 from shufflectl.models.preprocess import Preprocess
 
-__all__ = ["OnnxModel", "check_types", "is_file", "open_model", "reading", "refuse_finished"]
+__all__ = [
+    "UNPREPARED",
+    "OnnxModel",
+    "check_types",
+    "is_file",
+    "open_model",
+    "reading",
+    "refuse_finished",
+]
 
 _CHECKPOINTS: Final = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar")
 _NAME: Final = re.compile(r"[^A-Za-z0-9._+-]+")
 _ABSOLUTE: Final = re.compile(r"[~:\\]")
 _FLOATS: Final = ("FLOAT", "FLOAT16")
+UNPREPARED: Final = "does not say how images are prepared: pixels from 0 to 1 are taken, and written down"
+"""What a user should know of a network that comes without: a note that begins with its name."""
 
 
 def is_file(subject: str) -> bool:
@@ -189,16 +199,19 @@ def _described(
 ) -> tuple[ModelInfo, tuple[str, ...]]:
     file = _ABSOLUTE.sub("_", os.fsencode(path.name).decode("utf-8", "replace"))
     if stated is not None:  # shufflectl wrote it, so what it says of images and classes is known
-        return replace(stated, name=name, weights=file, weights_sha256=sha256, precision=""), ()
-    note = "the file does not say how images are prepared: pixels from 0 to 1 are taken, and written down"
+        # What its callers did is what callers of files that are made of it do.
+        own = replace(stated.expects, layout="nchw")
+        info = replace(stated, name=name, preprocess=own, preprocess_from="file", precision="", input=None)
+        return replace(info, weights=file, weights_sha256=sha256), ()
     info = ModelInfo(
         name,
         weights=file,
         weights_sha256=sha256,
         preprocess=Preprocess(),
+        preprocess_from="assumed",
         description=f"Made from {file}, which does not say how images are prepared.",
     )
-    return info, (note,)
+    return info, (f"the file {UNPREPARED}",)
 
 
 def _digest(path: Path, beside: list[Path]) -> str:

@@ -1,9 +1,9 @@
 """What the user asks of parity and of an export, parsed from words and refused with a reason."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 from shufflectl.converters.rewrite.choose import AUTO, Choice, choose, parse_align
 from shufflectl.converters.targets import (
@@ -18,8 +18,12 @@ from shufflectl.deploy import runtimes
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.errors import UsageError, nearest
 from shufflectl.models.factory import Factory, is_factory, refuse_path
+from shufflectl.models.preprocess_option import PreprocessOption
 
-__all__ = ["ExportRequest", "ParityOptions", "parse_factory", "words"]
+__all__ = ["INPUT_TYPES", "ExportRequest", "InputType", "ParityOptions", "parse_factory", "words"]
+
+InputType = Literal["float", "uint8"]
+INPUT_TYPES: Final[tuple[InputType, ...]] = ("float", "uint8")
 
 _MAX_BATCH = 4096
 _MAX_SIZE = 2048
@@ -107,6 +111,9 @@ class ExportRequest:
         layout: None for each target's default.
         shuffle: The form of channel shuffles, a name of `LOWERINGS`, or ``auto`` for each target's best.
         align: What channel counts are padded to a multiple of; None for what is best with the form.
+        preprocess: What images go through, where it is not what the weights say.
+        fold_preprocess: Whether files do that themselves, and take RGB pixels from 0 to 255.
+        input_type: Of images.
         half_io: See `EmitOptions`.
         minimum_deployment_target: See `EmitOptions`.
         keep_failing: Whether files that fail parity are published.
@@ -128,6 +135,9 @@ class ExportRequest:
     layout: Layout | None = None
     shuffle: str = AUTO
     align: int | None = None
+    preprocess: PreprocessOption = field(default_factory=PreprocessOption)
+    fold_preprocess: bool = False
+    input_type: InputType = "float"
     half_io: bool = False
     minimum_deployment_target: str = "iOS16"
     keep_failing: bool = False
@@ -147,13 +157,25 @@ class ExportRequest:
         inputs: Sequence[str] = (),
         outputs: Sequence[str] = (),
         features: Sequence[str] = (),
+        preprocess: str = "auto",
+        input_type: str = "float",
         **rest: Any,
     ) -> Self:
         """Read what the command line has as text.
 
         Raises:
             UsageError: A word is not one of the choices, or a number is out of range.
+            InputError: A file with a preprocessing cannot be used.
         """
+        prepared = PreprocessOption.parse(preprocess)
+        if layout is not None and prepared.layout not in (None, layout):
+            raise UsageError(
+                f"--layout {layout} and --preprocess with layout {prepared.layout} contradict each other",
+                hint="leave one of them out",
+            )
+        layout = layout or prepared.layout
+        if input_type not in INPUT_TYPES:
+            raise UsageError(f"unknown input type {input_type!r}", hint=nearest(input_type, INPUT_TYPES))
         if layout is not None and layout not in ("nhwc", "nchw"):
             raise UsageError(f"unknown layout {layout!r}", hint=nearest(layout, ("nhwc", "nchw")))
         size = rest.get("input_size")
@@ -175,6 +197,8 @@ class ExportRequest:
             batch=_batch(batch),
             layout=cast("Layout | None", layout),
             align=parse_align(align),
+            preprocess=prepared,
+            input_type=input_type,
             **rest,
         )
         for target in request.targets:
@@ -197,6 +221,12 @@ class ExportRequest:
             raise UsageError(
                 f"unknown Core ML deployment target {oldest!r}",
                 hint=hint or "choose from: " + ", ".join(DEPLOYMENT_TARGETS),
+            )
+        if self.input_type == "uint8" and "coreml" in self.targets and self.batch != 1:
+            raise UsageError(
+                f"Core ML takes one picture at a time, not a batch of {self.batch}",
+                hint="leave out --batch (apps hand over several pictures as an MLBatchProvider), or name the "
+                "other targets",
             )
         if self.half_io and "coreml" in self.targets and oldest == "iOS15":
             raise UsageError(

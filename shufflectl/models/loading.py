@@ -205,6 +205,7 @@ def _published(row: Variant, word: str, num_classes: int | None, notify: Notify)
     loaded = _from_file(row, read(fetch(item, notify)), word, num_classes)
     return replace(
         loaded,
+        preprocess=replace(loaded.preprocess, crop=item.crop),
         author="torchvision",
         version=item.version,
         description=f"{row.name} with torchvision's weights {item.version}: {item.top1_accuracy:g} % top-1 "

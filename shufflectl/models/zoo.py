@@ -103,6 +103,7 @@ class Pretrained:
         top1_accuracy: In per cent, as published.
         source: Who publishes them, and where the figures stand.
         version: Their name there.
+        crop: The share of the shorter side that they see, `Preprocess.crop`.
     """
 
     word: str
@@ -112,6 +113,7 @@ class Pretrained:
     top1_accuracy: float
     source: str
     version: str
+    crop: float = 0.875
 
     @property
     def file(self) -> str:
@@ -252,8 +254,14 @@ def variant(name: str) -> Variant:
     return _REGISTRY[name]
 
 
-def _torchvision(file: str, mebibytes: float, top1: float, module: str, version: str) -> tuple[Pretrained]:
-    """Return what torchvision publishes; ``mebibytes`` is its ``_file_size``, ``top1`` its ``acc@1``."""
+def _torchvision(
+    file: str, mebibytes: float, top1: float, module: str, version: str, resize: int = 256
+) -> tuple[Pretrained]:
+    """Return what torchvision publishes.
+
+    ``mebibytes`` is its ``_file_size``, ``top1`` its ``acc@1``, ``resize`` its ``resize_size``, before a
+    crop of 224.
+    """
     return (
         Pretrained(
             word="imagenet",
@@ -263,6 +271,7 @@ def _torchvision(file: str, mebibytes: float, top1: float, module: str, version:
             top1_accuracy=top1,
             source=f"pytorch/vision, torchvision/models/{module}.py",
             version=version,
+            crop=224 / resize,
         ),
     )
 
@@ -270,11 +279,15 @@ def _torchvision(file: str, mebibytes: float, top1: float, module: str, version:
 _TORCHVISION_V2: Final = {
     "x0_5": _torchvision("shufflenetv2_x0.5-f707e7126e.pth", 5.282, 60.552, "shufflenetv2", "IMAGENET1K_V1"),
     "x1_0": _torchvision("shufflenetv2_x1-5666bf0f80.pth", 8.791, 69.362, "shufflenetv2", "IMAGENET1K_V1"),
-    "x1_5": _torchvision("shufflenetv2_x1_5-3c479a10.pth", 13.557, 72.996, "shufflenetv2", "IMAGENET1K_V1"),
-    "x2_0": _torchvision("shufflenetv2_x2_0-8be3c8ee.pth", 28.433, 76.230, "shufflenetv2", "IMAGENET1K_V1"),
+    "x1_5": _torchvision(
+        "shufflenetv2_x1_5-3c479a10.pth", 13.557, 72.996, "shufflenetv2", "IMAGENET1K_V1", 232
+    ),
+    "x2_0": _torchvision(
+        "shufflenetv2_x2_0-8be3c8ee.pth", 28.433, 76.230, "shufflenetv2", "IMAGENET1K_V1", 232
+    ),
 }
 _TORCHVISION_MOBILENET_V2: Final = _torchvision(
-    "mobilenet_v2-7ebf99e0.pth", 13.598, 72.154, "mobilenetv2", "IMAGENET1K_V2"
+    "mobilenet_v2-7ebf99e0.pth", 13.598, 72.154, "mobilenetv2", "IMAGENET1K_V2", 232
 )
 
 

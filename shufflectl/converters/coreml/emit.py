@@ -57,6 +57,9 @@ _LOCK = threading.Lock()
 def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:
     """Write ``graph`` as a ``.mlpackage``.
 
+    An input of 8-bit integers becomes an image, which Core ML reads from a picture, in the order of colours
+    that ``info`` says.
+
     ``options.precision`` is the precision of the arithmetic and the weights. Inputs and outputs are fp32
     unless ``options.half_io`` asks for fp16 in an fp16 package (iOS 16 and later). A symbolic batch becomes a
     flexible one of 1 to `MAX_BATCH`.
@@ -70,7 +73,7 @@ def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> Non
     Raises:
         UsageError: The deployment target does not exist, or cannot have what is asked for.
         UnsupportedOperatorError: The graph holds an operator, or a use of one, that MIL cannot express.
-        GraphError: coremltools refuses the program.
+        GraphError: coremltools refuses the program; or an image's shape is not ``[1, 3, H, W]``.
         MissingDependencyError: coremltools is not installed.
         OutputError: The package cannot be written.
     """
@@ -140,6 +143,10 @@ def _convert(
     spec = converted.get_spec()
     tensors = _tensors(spec)
     build.check_interface(spec)
+    for value in graph.inputs:
+        if _is_picture(value):
+            feature = next(f for f in spec.description.input if f.name == build.features[str(value.name)])
+            _make_image(feature, build.picture_area(value), info)
     _describe(spec, info, build.trace(bases, tensors))
     weights = scratch / "converted.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     return spec, weights if weights.is_file() else None
@@ -163,7 +170,7 @@ class _Build:
                 namer.rename(str(value.name), namer.helper(self.features[str(value.name)], "inner"))
 
     def _transposed(self, value: ir.Value) -> bool:
-        return self.nhwc and len(self.graph.shape(value)) == len(NHWC)
+        return self.nhwc and len(self.graph.shape(value)) == len(NHWC) and not _is_picture(value)
 
     def _halved(self, value: ir.Value) -> bool:
         return self.half and value.dtype == ir.DataType.FLOAT
@@ -199,10 +206,28 @@ class _Build:
             ir.DataType.FLOAT16: types.fp16,
             ir.DataType.INT32: types.int32,
             ir.DataType.INT64: types.int32,
+            ir.DataType.UINT8: types.fp32,
         }
+        if _is_picture(value):
+            self.picture_area(value)
         if value.dtype not in kinds:
             raise GraphError(f"Core ML has no inputs of the type of {value.name!r} ({value.dtype})")
         return self.toolkit.mb.placeholder(shape=tuple(shape), dtype=kinds[value.dtype])
+
+    def picture_area(self, value: ir.Value) -> tuple[int, int]:
+        """Return height and width of an image.
+
+        Raises:
+            GraphError: It is not one picture of three colours.
+        """
+        shape = self.graph.shape(value)
+        match shape:
+            case (1, 3, int(height), int(width)):
+                return height, width
+        raise GraphError(
+            f"Core ML takes one picture of three colours at a time, and {value.name!r} is {list(shape)}",
+            hint="export for Core ML with --batch 1, or without --input-type uint8",
+        )
 
     def _enter(self, value: ir.Value, variable: Any) -> None:
         """Bind an input, as fp32 NCHW."""
@@ -332,6 +357,18 @@ def _fits(shape: tuple[int | None, ...], found: tuple[int | None, ...] | None) -
     )
 
 
+def _is_picture(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.UINT8
+
+
+def _make_image(feature: Any, area: tuple[int, int], info: ModelInfo) -> None:
+    """Let an input be a picture; the program's tensor stays ``[1, 3, H, W]``, as coremltools has it too."""
+    image = feature.type.imageType
+    image.height, image.width = area
+    image.colorSpace = image.ColorSpace.Value(info.expects.color.upper())
+    feature.shortDescription = "a picture; Core ML hands its pixels over as they are, 0 to 255"
+
+
 def _describe(spec: Any, info: ModelInfo, trace: Trace) -> None:
     """Write the model's description into Core ML's metadata, and take out the date of the conversion."""
     metadata = spec.description.metadata
@@ -357,6 +394,6 @@ def _describe(spec: Any, info: ModelInfo, trace: Trace) -> None:
 
 
 def _preprocessing(info: ModelInfo) -> str:
-    p = info.preprocess
+    p = info.expects
     mean, std = (", ".join(f"{v:g}" for v in part) for part in (p.mean, p.std))
     return f"{p.color.upper()}; (pixel * {p.scale:.9g} - [{mean}]) / [{std}]"

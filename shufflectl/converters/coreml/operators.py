@@ -344,6 +344,9 @@ def _cast(e: Emission, node: ir.Node) -> None:
     if wanted not in _CASTS:
         raise e.refuse(node, f"MIL has no tensors of type {wanted.name}")
     source = e.source(node).dtype
+    if source == ir.DataType.UINT8 and wanted == ir.DataType.FLOAT:
+        e.bind(node, e.value(node))  # an image: Core ML hands its pixels over as floating point
+        return
     if source is not None and _CASTS.get(source) == _CASTS[wanted]:
         e.bind(node, e.value(node))
         return

@@ -23,6 +23,7 @@ from shufflectl.errors import GraphError, OutputError
 __all__ = ["emit"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_TRACED = (*_FLOATS, ir.DataType.UINT8)
 
 
 def _dump(data: object) -> str:
@@ -95,18 +96,18 @@ def _transpose_output(graph: ir.Graph, index: int) -> None:
 
 
 def _is_image(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) == 4 and value.dtype in _FLOATS
+    return value.shape is not None and len(value.shape) == 4 and value.dtype in _TRACED
 
 
 def _trace(graph: Graph, transposed: set[str]) -> Trace:
-    """Return the views of every float tensor, inputs first, then in graph order."""
+    """Return the views of every tensor of floats or pixels, inputs first, then in graph order."""
     tensors = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
     return compose(
         graph,
         [
             Located(value, str(value.name), NHWC if value.name in transposed else None)
             for value in tensors
-            if value.dtype in _FLOATS
+            if value.dtype in _TRACED
         ],
     )
 
@@ -121,7 +122,8 @@ def _properties(info: ModelInfo, trace: Trace) -> dict[str, str]:
         "license": info.license,
         "weights": info.weights,
         "labels": _dump(list(info.labels)) if info.labels else "",
-        "preprocess": _dump(info.preprocess.to_json()),
+        "preprocess": _dump(info.expects.to_json()),
+        "input": info.input.text if info.input else "",
     }
     ours = {METADATA_KEY: _dump(info.to_json()), TRACE_KEY: trace.to_json()}
     return {key: text for key, text in (readable | ours).items() if text}

@@ -102,7 +102,7 @@ def describe(
 
 
 def _input(b: _Builder, info: ModelInfo, name: str, tensor: Tensor, *, nhwc: bool) -> int:
-    p = info.preprocess
+    p = info.expects
     image = len(tensor.dims) == 4 and tensor.dims[3 if nhwc else 1] == len(p.mean)
     if not image:
         return b.table({0: b.text(name)}, size=7)

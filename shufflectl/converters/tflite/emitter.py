@@ -248,6 +248,7 @@ class Emitter:
         if not self.file.holds(dtype):
             raise UnsupportedOperatorError(name, "input", "tflite", why=f"its type is {dtype}")
         tensor = self.file.tensor(name, view.dims, dtype)
+        tensor.counts = dtype == np.uint8
         self.inputs[name] = tensor
         self._operands[value] = Operand(name, shape, dtype, (tensor, view), settled={order: tensor})
 

@@ -45,6 +45,7 @@ class Tensor:
         dtype: The type of its elements.
         data: The value of a constant.
         digest: A hash of its bytes.
+        counts: Whether it holds integers that stand for themselves: quantised with scale 1 and zero point 0.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Tensor:
     dtype: np.dtype[Any]
     data: NDArray[Any] | None = None
     digest: bytes = b""
+    counts: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -187,6 +189,11 @@ class ModelWriter:
                 type=_TYPES[t.dtype],
                 buffer=0 if t.data is None else buffer(t.data, t.digest),
                 name=t.name,
+                quantization=schema.QuantizationParametersT(
+                    scale=np.ones(1, np.float32), zeroPoint=np.zeros(1, np.int64)
+                )
+                if t.counts
+                else None,
                 shapeSignature=None
                 if t.dims == t.shape
                 else np.asarray([d if isinstance(d, int) else -1 for d in t.dims], np.int32),

@@ -541,6 +541,12 @@ def cast(e: Emitter, site: Site) -> None:
         return
     if not e.file.holds(dtype):
         site.refuse(f"type {dtype} is not supported")
+    if data.dtype == np.uint8 and dtype == np.float32 and data.held is not None and data.held[0].counts:
+        # The GPU delegate and XNNPACK take DEQUANTIZE of 8-bit integers; CAST of them neither does (see
+        # inspect/gpu.py and xnnpack.py, which cite their sources).
+        order = data.natural_order
+        e.add(Op.DEQUANTIZE, [data.held[0]], [e.result(site.output, order)], schema.DequantizeOptionsT())
+        return
     order = e.common_order([data])
     e.add(Op.CAST, [e.settle(data, order)], [e.result(site.output, order)], schema.CastOptionsT())
 

@@ -3,7 +3,7 @@
 A runtime refuses an operator of a version that it does not know, so a file states the lowest version
 whose kernel does what the operator's options and types ask. The figures follow TensorFlow Lite's
 ``tools/versioning/op_version.cc`` and ``runtime_version.cc`` for the types that the emitter writes (float32,
-float16 constants, int32, int64 and bool).
+float16 constants, uint8 images, int32, int64 and bool).
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def operator_version(
         case Op.FULLY_CONNECTED:
             return 5 if options.keepNumDims else 1
         case Op.DEQUANTIZE:
-            return 3  # float16
+            return 1 if dtypes[0] == np.uint8 else 3  # 3: float16
         case Op.TRANSPOSE:
             return 6 if rank > 5 else 4 if rank > 4 else 3 if dtypes[0] == np.bool_ else 1
         case Op.SLICE:
@@ -69,6 +69,7 @@ _RUNTIMES: Final = {
     (Op.CONV_2D, 6): "2.9.0",
     (Op.DEPTHWISE_CONV_2D, 1): "1.5.0",
     (Op.DEPTHWISE_CONV_2D, 2): "1.12.0",
+    (Op.DEQUANTIZE, 1): "1.5.0",
     (Op.DEQUANTIZE, 3): "1.15.0",
     (Op.DIV, 1): "1.6.0",
     (Op.DIV, 2): "2.3.0",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.deploy.parity.diagnose import Case, Diagnosis, diagnose
+from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.parity.limits import Limits
 from shufflectl.deploy.parity.metrics import Accumulator, Comparison
 from shufflectl.deploy.parity.ports import Ports
@@ -166,7 +167,7 @@ class Examination:
 
 
 def locate(
-    graph: Graph, session: Session, inputs: Mapping[str, NDArray[Any]], limits: Limits
+    graph: Graph, session: Session, inputs: Mapping[str, NDArray[Any]] | Feeds, limits: Limits
 ) -> Divergence | None:
     """Return where a file stops agreeing with the captured graph, or None; see `examine`."""
     return examine(graph, session, inputs, limits).divergence
@@ -175,7 +176,7 @@ def locate(
 def examine(
     graph: Graph,
     session: Session,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, NDArray[Any]] | Feeds,
     limits: Limits,
     *,
     file: str = "the file",
@@ -185,8 +186,9 @@ def examine(
     Args:
         graph: The captured graph (fp32), executed by ONNX Runtime with every compared tensor as an output.
         session: The loaded file. It must give inner tensors (``taps``) unless it carries no trace.
-        inputs: A few images by the graph's input names: NCHW, fp32, preprocessed. More images tell causes
-            apart better: with a single one, a channel of the logits is a single number.
+        inputs: A few images by the graph's input names: NCHW, fp32, preprocessed; with `Feeds` the file gets
+            them as it wants them. More images tell causes apart better: with a single one, a channel of the
+            logits is a single number.
         limits: What each layer's own error is held to (top-1 aside), and what the output's total error is.
         file: What messages call the file.
 
@@ -205,7 +207,12 @@ def examine(
 
 class _Examiner:
     def __init__(
-        self, graph: Graph, session: Session, inputs: Mapping[str, NDArray[Any]], limits: Limits, file: str
+        self,
+        graph: Graph,
+        session: Session,
+        inputs: Mapping[str, NDArray[Any]] | Feeds,
+        limits: Limits,
+        file: str,
     ) -> None:
         names = [value.name or "" for value in graph.inputs]
         self.ports = Ports(session, file, names, [value.name or "" for value in graph.outputs])
@@ -214,15 +221,23 @@ class _Examiner:
         held = [*session.trace, *(value.name or "" for value in graph.outputs)]
         self.graph = SegmentedGraph(graph, held)
         self.blind = self.ports.foreign
-        self.inputs = {name: inputs[name] for name in names if name in inputs}
-        if len(self.inputs) != len(names):
-            missing = next(name for name in names if name not in inputs)
-            raise DataError(f"no input is given for {missing!r}")
+        given = inputs.arrays if isinstance(inputs, Feeds) else inputs
+        for name in names:
+            if name not in given:
+                raise DataError(f"no input is given for {name!r}")
+        count = min(len(given[name]) for name in names)
+        if count == 0:
+            raise DataError("there are no images to compare on", hint="give at least one image")
+        arrays = {name: given[name][:count] for name in names}
+        self.inputs = Feeds(arrays)
+        if isinstance(inputs, Feeds):
+            pixels = {name: array for name, array in inputs.pixels.items() if name in arrays}
+            self.inputs = Feeds(arrays, pixels, inputs.preprocess)
         self.groups = list(self._grouped(graph))
 
-    def _grouped(self, graph: Graph) -> Iterator[Arrays]:
+    def _grouped(self, graph: Graph) -> Iterator[Feeds]:
         """Yield the inputs in groups of the batch that both sides take."""
-        count = min(len(array) for array in self.inputs.values())
+        count = len(self.inputs)
         first = graph.inputs[0]
         baked = Graph.shape(first)[0] if first.shape is not None and len(first.shape) else None
         fixed = {size for size in (baked, self.ports.batch) if isinstance(size, int)}
@@ -231,12 +246,10 @@ class _Examiner:
                 f"{self.ports.file} takes {self.ports.batch} images at a time, the captured graph {baked}",
                 hint="capture the model with the batch that the file was exported with",
             )
-        if count == 0:
-            raise DataError("there are no images to compare on", hint="give at least one image")
         size = fixed.pop() if fixed else count
         for start in range(0, count, size):
             index = np.minimum(np.arange(start, start + size), count - 1)
-            yield {name: array[index] for name, array in self.inputs.items()}
+            yield self.inputs.taken(index)
 
     def layers(self) -> list[Layer]:
         segments = {name: self.graph.segment(name) for name in self.graph.held}
@@ -248,7 +261,9 @@ class _Examiner:
             reference = Executor(self.graph.reference(names))
             runners: dict[tuple[str, ...], Executor] = {}
             for group in self.groups:
-                wanted = reference.run({name: self.graph.cast(name, array) for name, array in group.items()})
+                wanted = reference.run(
+                    {name: self.graph.cast(name, array) for name, array in group.arrays.items()}
+                )
                 given = self._candidate(group, chunk)
                 for name in names:
                     actual, expected = list(given[name].shape), list(wanted[name].shape)
@@ -299,7 +314,7 @@ class _Examiner:
         """Yield runs of segments whose tensors and sources fit into memory together."""
         chunk: list[Segment] = []
         held: set[str] = set()
-        images = max(len(next(iter(group.values()))) for group in self.groups)
+        images = max(len(group) for group in self.groups)
         for segment in segments:
             added = {segment.tensor, *segment.sources} - held
             size = sum(self.graph.sizes[name] for name in held | added) * images
@@ -312,10 +327,13 @@ class _Examiner:
         if chunk:
             yield chunk
 
-    def _candidate(self, group: Arrays, segments: Sequence[Segment]) -> Arrays:
+    def _candidate(self, group: Feeds, segments: Sequence[Segment]) -> Arrays:
         """Return the file's own tensors that the segments make and read, as the graph has them."""
         names = dict.fromkeys(
-            name for segment in segments for name in (*segment.sources, segment.tensor) if name not in group
+            name
+            for segment in segments
+            for name in (*segment.sources, segment.tensor)
+            if name not in group.arrays
         )
         trace = self.session.trace
         ends = {name for name, _, _ in self.ports.outputs}
@@ -323,7 +341,7 @@ class _Examiner:
         wanted = dict.fromkeys(held for view in views.values() for held in view.names)
         outputs, taps = self.ports.run(group, list(wanted))
         tensors = {name: self.ports.collect(name, view, taps) for name, view in views.items()}
-        return {**group, **tensors, **outputs}
+        return {**group.arrays, **tensors, **outputs}
 
     def divergence(self, layers: Sequence[Layer]) -> Divergence | None:
         """Return the first layer that diverges."""

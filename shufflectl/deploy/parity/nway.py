@@ -88,7 +88,7 @@ class Member:
         def run(images: Images) -> Outputs:
             feeds = images if isinstance(images, Feeds) else Feeds({image: images})
             size = ports.batch or batch or len(feeds)
-            return _grouped(feeds, size, lambda group: tuple(ports.run(group.arrays)[0].values()))
+            return _grouped(feeds, size, lambda group: tuple(ports.run(group)[0].values()))
 
         return cls(name, precision, run, ports.foreign)
 

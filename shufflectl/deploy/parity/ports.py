@@ -1,4 +1,8 @@
-"""Logical arrays (NCHW, fp32, the captured graph's names) in and out of a file's own tensors."""
+"""Logical arrays (NCHW, fp32, the captured graph's names) in and out of a file's own tensors.
+
+A file is fed images as it says that it wants them, where their pixels are at hand: a preprocessing that is
+folded into the file is part of what is compared, and so is what the file claims of it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflectl.converters.trace import NHWC, TensorView
+from shufflectl.converters.trace import NHWC, TensorView, captured_of, pixels_of
+from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.runtimes.base import Arrays, Session, TensorSpec
 from shufflectl.errors import ArtifactError, DataError
+from shufflectl.models.preprocess import PIXELS, Preprocess
 
 __all__ = ["Ports", "nhwc_shape"]
+
+_IMAGE_RANK = 4
 
 
 def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -43,11 +51,17 @@ class Ports:
         self.inputs = self._match(session.inputs, inputs, "input")
         self.outputs = self._match(session.outputs, outputs, "output")
         for _, spec, _ in self.inputs:
-            if not np.issubdtype(spec.dtype, np.floating):
+            is_pixels = spec.dtype == np.uint8 and len(spec.shape) == _IMAGE_RANK
+            if not np.issubdtype(spec.dtype, np.floating) and not is_pixels:
                 raise ArtifactError(
-                    f"{file} takes {spec.dtype} at its input {spec.name!r}, not floating point",
-                    hint="compare files that take floating-point images",
+                    f"{file} takes {spec.dtype} at its input {spec.name!r}, not floating point or pixels",
+                    hint="compare files that take images as floating point or as uint8",
                 )
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether an image goes in as 8-bit integers."""
+        return any(spec.dtype == np.uint8 for _, spec, _ in self.inputs)
 
     @property
     def foreign(self) -> bool:
@@ -61,11 +75,24 @@ class Ports:
         axis = 0 if view is None or view.axes is None else view.axes.index(0)
         return spec.shape[axis] if spec.shape else None
 
-    def run(self, images: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> tuple[Arrays, Arrays]:
+    def expects(self, spec: TensorSpec) -> Preprocess | None:
+        """Return how an input wants its images; None where the file does not say.
+
+        A file that says nothing and takes 8-bit integers takes pixels.
+        """
+        info = self.session.info
+        if info is not None:
+            return info.expects
+        return PIXELS if spec.dtype == np.uint8 else None
+
+    def run(
+        self, images: Feeds | Mapping[str, NDArray[Any]], taps: Sequence[str] = ()
+    ) -> tuple[Arrays, Arrays]:
         """Execute the file once on logical arrays.
 
         Args:
-            images: By logical name; NCHW.
+            images: By logical name; NCHW. With `Feeds` the file gets its images as it wants them, without as
+                they are.
             taps: Names of inner tensors in the file.
 
         Returns:
@@ -77,18 +104,20 @@ class Ports:
             DataError: An input is missing or does not fit.
         """
         feeds = {}
+        given = images.arrays if isinstance(images, Feeds) else images
         for name, spec, view in self.inputs:
-            if name not in images:
+            if name not in given:
                 raise DataError(f"no input is given for {name!r} of {self.file}")
-            logical = images[name]
+            logical = images.fed(name, self.expects(spec)) if isinstance(images, Feeds) else images[name]
             held = view or self._guess(spec, logical.shape)
-            with np.errstate(over="ignore"):  # an fp16 input may overflow: that shows in the outputs
+            # An fp16 input may overflow, pixels may not be what is given: that shows in the outputs.
+            with np.errstate(over="ignore", invalid="ignore"):
                 feeds[spec.name] = self.view_to_file(held, logical).astype(spec.dtype, copy=False)
             if not _fits(spec.shape, feeds[spec.name].shape):
-                given = [*spec.shape[:1], *feeds[spec.name].shape[1:]]
+                shape = [*spec.shape[:1], *feeds[spec.name].shape[1:]]
                 raise DataError(
                     f"{self.file} takes {spec.name!r} of shape {_text(spec.shape)}, and the images are "
-                    f"{_text(given)}",
+                    f"{_text(shape)}",
                     hint="compare files of one input size; a file of another model may have taken its place",
                 )
         results = self.session.run(feeds, taps)
@@ -139,12 +168,15 @@ class Ports:
             missing = [spec.name for spec in specs if spec.name not in logical]
             if missing:
                 raise self._untraced(kind, missing[0])
-            names = [logical[spec.name] for spec in specs]
+            names = [captured_of(logical[spec.name]) for spec in specs]
         matched: list[tuple[str, TensorSpec, TensorView | None]] = []
         for name in names:
-            if name not in trace or trace[name].name not in by_file:
+            # Where the preprocessing is in the file, its input stands for the pixels.
+            views = [trace[key] for key in (name, pixels_of(name)) if key in trace]
+            held = [view for view in views if view.name in by_file]
+            if not held:
                 raise self._untraced(kind, name)
-            matched.append((name, by_file[trace[name].name], trace[name]))
+            matched.append((name, by_file[held[0].name], held[0]))
         return matched
 
     def _untraced(self, kind: str, name: str) -> ArtifactError:

@@ -72,6 +72,7 @@ class CoreMLSession:
         self.info = interface.info
         self.trace = interface.trace
         self._artifact = artifact
+        self._pictures = interface.pictures
         toolkit = load()
         with quiet():
             try:
@@ -100,7 +101,16 @@ class CoreMLSession:
             )
         check_inputs(self.inputs, inputs)
         try:
-            results = self._model.predict(dict(inputs))
+            results = self._model.predict({name: self._given(name, array) for name, array in inputs.items()})
         except (RuntimeError, ValueError, TypeError) as error:
             raise ArtifactError(f"Core ML cannot run {self._artifact}: {error}") from error
         return {spec.name: np.asarray(results[spec.name], spec.dtype) for spec in self.outputs}
+
+    def _given(self, name: str, array: NDArray[Any]) -> Any:
+        """Return an input as Core ML takes it: a picture in RGB, whatever the program asks for."""
+        if name not in self._pictures:
+            return array
+        from PIL import Image
+
+        planes = array[0] if self._pictures[name] == "RGB" else array[0, ::-1]
+        return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))

@@ -174,7 +174,7 @@ def identify(file: WeightsFile) -> Identification:
         Finding("classes", str(classes), f"{head!r} is {_shape(weight)}"),
         Finding(
             "preprocessing",
-            _words(preprocess or layout.preprocess),
+            (preprocess or layout.preprocess).text,
             "the file's header"
             if preprocess
             else f"the default of {layout.name}"
@@ -259,16 +259,6 @@ def _names(layout: Layout, prefix: str) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
-
-
-def _words(spec: Preprocess) -> str:
-    """Return a specification in words."""
-    order = spec.color.upper()
-    if spec.mean == (0.0, 0.0, 0.0) and spec.std == (1.0, 1.0, 1.0):
-        span = "0 to 255" if spec.scale == 1 else f"pixels times {spec.scale:.6g}"
-        return f"{order}, {span}, not normalised"
-    mean, std = (", ".join(f"{v:g}" for v in values) for values in (spec.mean, spec.std))
-    return f"{order}, pixels times {spec.scale:.6g}, mean {mean}, std {std}"
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

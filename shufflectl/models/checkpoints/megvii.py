@@ -15,13 +15,12 @@ from shufflectl.models.checkpoints.layout import (
     carry_through_depthwise,
     spelling,
 )
-from shufflectl.models.preprocess import Preprocess
+from shufflectl.models.preprocess import MEGVII
 
 __all__ = ["LAYOUTS"]
 
 _FIRST = (0, *accumulate(STANDARD_UNITS))
 _AROUND = {"conv1.0": "first_conv.0", "conv1.1": "first_conv.1", "fc": "classifier.0"}
-_BGR = Preprocess(color="bgr", scale=1.0)
 _TRAIN = "ToBGRTensor, megvii-model/ShuffleNet-Series, ShuffleNetV1/train.py"
 
 
@@ -51,7 +50,7 @@ LAYOUTS = (
         reorder=carry_through_depthwise,
         optional=frozenset({"fc.bias"}),
         units=STANDARD_UNITS,
-        preprocess=_BGR,
+        preprocess=MEGVII,
         preprocess_source=_TRAIN,
     ),
     Layout(
@@ -68,7 +67,7 @@ LAYOUTS = (
         conventions=MappingProxyType({"split": "parity", "shortcut": "inputs"}),
         optional=frozenset({"fc.bias"}),
         units=STANDARD_UNITS,
-        preprocess=_BGR,
+        preprocess=MEGVII,
         preprocess_source=_TRAIN,
     ),
 )

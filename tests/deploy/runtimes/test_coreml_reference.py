@@ -467,10 +467,10 @@ EDITED: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
         ArtifactError,
         "no output 'z'",
     ),
-    "image input": (
+    "picture without colours": (
         lambda s: s.description.input[0].type.imageType.SetInParent(),
         ArtifactError,
-        "only arrays are executed",
+        "only arrays and pictures are executed",
     ),
     "damaged trace": (
         lambda s: s.description.metadata.userDefined.update({TRACE_KEY: "[]"}),

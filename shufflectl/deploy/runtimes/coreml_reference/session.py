@@ -79,6 +79,9 @@ class CoreMLReferenceSession:
     Args:
         artifact: The ``.mlpackage`` folder.
         threads: How many threads torch may use.
+
+    Attributes:
+        pictures: For each input that is a picture, the order of its colours: ``RGB`` or ``BGR``.
     """
 
     def __init__(self, artifact: Path, threads: int = 1) -> None:
@@ -94,6 +97,11 @@ class CoreMLReferenceSession:
         }
         self._plan = _plan(program.operations, program.outputs)
         self.inputs = tuple(self._input(feature) for feature in spec.description.input)
+        self.pictures = {
+            str(f.name): str(f.type.imageType.ColorSpace.Name(f.type.imageType.colorSpace))
+            for f in spec.description.input
+            if _is_image(f)
+        }
         self._bounds = {feature.name: _bounds(feature) for feature in spec.description.input}
         self.outputs = tuple(self._output(feature) for feature in spec.description.output)
         if {s.name for s in self.inputs} != {d.name for d in program.inputs}:
@@ -113,7 +121,8 @@ class CoreMLReferenceSession:
         values: dict[str, torch.Tensor] = {}
         for spec in self.inputs:
             self._check_bounds(spec, inputs[spec.name])
-            values[spec.name] = held(inputs[spec.name])
+            given = held(inputs[spec.name])
+            values[spec.name] = given.float() if spec.name in self.pictures else given
         wanted = [spec.name for spec in self.outputs]
         wanted += [name for name in taps if name not in wanted]
         kept = set(wanted)
@@ -154,7 +163,6 @@ class CoreMLReferenceSession:
             )
 
     def _input(self, feature: Any) -> TensorSpec:
-        array = _array_type(feature)
         bounds = _bounds(feature)
         declared = self._declared.get(feature.name)
         if declared is None or len(declared.shape) != len(bounds.lower):
@@ -164,7 +172,9 @@ class CoreMLReferenceSession:
         shape = tuple(
             low if low == high else None for low, high in zip(bounds.lower, bounds.upper, strict=True)
         )
-        return TensorSpec(str(feature.name), shape, _element_type(array, feature.name))
+        if _is_image(feature):
+            return TensorSpec(str(feature.name), shape, np.dtype(np.uint8))
+        return TensorSpec(str(feature.name), shape, _element_type(_array_type(feature), feature.name))
 
     def _output(self, feature: Any) -> TensorSpec:
         array = _array_type(feature)
@@ -227,12 +237,23 @@ def _plan(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[_Ste
     return tuple(steps)
 
 
+def _is_image(feature: Any) -> bool:
+    """Say whether an input is a picture of three colours, of 8 bits each.
+
+    Core ML hands it to the program as ``[1, 3, H, W]`` in the order of colours that the file says.
+    """
+    if feature.type.WhichOneof("Type") != "imageType":
+        return False
+    image = feature.type.imageType
+    return bool(image.colorSpace in (image.RGB, image.BGR) and image.WhichOneof("SizeFlexibility") is None)
+
+
 def _array_type(feature: Any) -> Any:
     kind = feature.type.WhichOneof("Type")
     if kind != "multiArrayType":
         raise ArtifactError(
-            f"{feature.name!r} is of kind {kind}, and only arrays are executed",
-            hint="convert the model with array inputs and outputs, not as a classifier or with image inputs",
+            f"{feature.name!r} is of kind {kind}, and only arrays and pictures are executed",
+            hint="convert the model with array inputs and outputs or pictures of three colours and one size",
         )
     return feature.type.multiArrayType
 
@@ -246,6 +267,11 @@ def _element_type(array: Any, name: str) -> np.dtype[Any]:
 
 def _bounds(feature: Any) -> _Bounds:
     """Return the sizes that an input accepts: fixed, a range, or what the enumerated shapes span."""
+    if _is_image(feature):
+        image = feature.type.imageType
+        size = (1, 3, int(image.height), int(image.width))
+        room(size, f"input {feature.name!r}")
+        return _Bounds(size, size)
     array = _array_type(feature)
     kind = array.WhichOneof("ShapeFlexibility")
     if kind == "shapeRange":
