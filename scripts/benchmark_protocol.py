@@ -195,7 +195,7 @@ def real(arguments: argparse.Namespace) -> str:
         )
     intro = (
         f"A file of `shufflenet_v2_x1_0` against itself, paired, {ROUNDS} rounds, `--min-seconds 0.25` "
-        f"(a quarter of a second in place of two, so that 40 comparisons end in minutes); {_machine()}."
+        f"(a quarter of a second in place of 2.5, so that 40 comparisons end in minutes); {_machine()}."
     )
     head = (
         intro,
