@@ -7,7 +7,7 @@ emitters and parity all speak of its tensors by those names.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import onnx
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from shufflectl.errors import GraphError
 
-__all__ = ["Graph", "TensorRecord"]
+if TYPE_CHECKING:
+    from shufflectl.converters.quantize.scales import Scale
+
+__all__ = ["Graph", "Quantization", "TensorRecord"]
 
 _ORIGIN = "shufflectl.origin"
 _CHANNELS = "shufflectl.channels"
@@ -40,6 +43,19 @@ class TensorRecord:
     area: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """Which tensors of a graph are held in eight bits; see `converters.quantize`.
+
+    Attributes:
+        scales: The grid of each such tensor, by name. Weights and biases follow from the float constants.
+        floats: The names of nodes that compute in floating point all the same.
+    """
+
+    scales: Mapping[str, "Scale"]
+    floats: frozenset[str] = frozenset()
+
+
 class Graph:
     """A captured model: an onnx-ir model and the record of what each rewritten tensor stands for.
 
@@ -47,11 +63,18 @@ class Graph:
         model: The onnx-ir model. The graph owns it: passes change it in place on a `clone`.
         records: For each tensor that a rewrite renamed, permuted or padded, what it stands for. A tensor
             with no record stands for itself.
+        quantization: Which tensors are held in eight bits; None for a graph in floating point.
     """
 
-    def __init__(self, model: ir.Model, records: Mapping[str, TensorRecord] | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        records: Mapping[str, TensorRecord] | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
         self.model = model
         self.records = dict(records or {})
+        self.quantization = quantization
 
     @property
     def nodes(self) -> list[ir.Node]:
@@ -105,7 +128,7 @@ class Graph:
 
     def clone(self) -> Self:
         """Return a copy that can be rewritten without changing this graph (weights are shared)."""
-        return type(self)(self.model.clone(), self.records)
+        return type(self)(self.model.clone(), self.records, self.quantization)
 
     def to_proto(self) -> onnx.ModelProto:
         """Return the graph as an ONNX protobuf."""

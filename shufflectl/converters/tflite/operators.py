@@ -15,8 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import BuiltinOperator as Op
 from numpy.typing import NDArray
 
+from shufflectl.converters.bounds import clip_bounds, non_negative
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.tflite import fuse
 from shufflectl.converters.tflite.emitter import Emitter, Handler, Operand, Order, Site, fixed_sizes
 from shufflectl.converters.tflite.flatbuffer import Tensor
 from shufflectl.converters.tflite.layout import Dim, Shape, View
@@ -167,7 +167,7 @@ def max_pool(e: Emitter, site: Site) -> None:
     source, padding = e.settle(data, NHWC), window.padding
     if padding is None:
         # Zero is below nothing after a ReLU, and XNNPACK takes PAD but not PADV2.
-        fill = np.float32(0) if fuse.non_negative(site.input(0)) else _LOWEST
+        fill = np.float32(0) if non_negative(site.input(0)) else _LOWEST
         source, padding = _pad_window(e, site, source, window, fill), schema.Padding.VALID
     options = _pool_options(window, padding, site.activation)
     e.add(Op.MAX_POOL_2D, [source], [e.result(site.output, NHWC)], options)
@@ -380,7 +380,7 @@ def clip(e: Emitter, site: Site) -> None:
 
     RELU_0_TO_1 would be one operator, but no delegate takes it: it would cut the graph in two.
     """
-    bounds = fuse.clip_bounds(site.node)
+    bounds = clip_bounds(site.node)
     if bounds is None:
         site.refuse("its bounds are not constant")
     code = {

@@ -1,0 +1,1 @@
+"""Integer arithmetic: ranges are observed once, on the captured graph; all formats write the same scales."""

@@ -1,0 +1,137 @@
+"""Gives the tensors of a rewritten graph the scales that calibration found on the captured one.
+
+A rewrite permutes, divides and pads channels and removes moves; a scale belongs to a whole tensor, so what
+holds channels of a captured tensor has that tensor's scale, in any order and number of pieces. What only
+moves channels of such tensors has theirs. So every format, whatever form its shuffles have, computes in the
+same codes.
+
+Cases, for each tensor of the rewritten graph:
+
+1. A pre-activation that arithmetic makes has no codes: the activation ends that arithmetic.
+2. A tensor on record stands for a captured tensor: its scale.
+3. Data movement hands on the scale of what it moves, which must be one scale.
+4. Anything else is refused: a form whose tensors stand for nothing that was observed (``masked``), or which
+   sends channels through tensors of another scale (``carry``), would round where the captured graph does not.
+
+A ReLU whose input has the same scale, with no code below 0, does nothing to codes and is left out.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from shufflectl.converters.graph import Graph, Quantization
+from shufflectl.converters.quantize.operators import weighted
+from shufflectl.converters.quantize.scales import Scale
+from shufflectl.converters.quantize.ties import is_activation_tensor, moved_inputs, only_activation, ties
+from shufflectl.errors import GraphError
+
+__all__ = ["annotated"]
+
+_LOWEST = -128
+
+
+def annotated(
+    graph: Graph, captured: Graph, scales: Mapping[str, Scale], floats: frozenset[str] = frozenset()
+) -> Graph:
+    """Return a graph whose tensors have scales; it computes in codes where a target can.
+
+    Args:
+        graph: The captured graph, or a rewritten form of it.
+        captured: The captured graph.
+        scales: By captured tensor; see `Calibration.scales`.
+        floats: Captured tensors whose makers stay in floating point.
+
+    Raises:
+        GraphError: A tensor has no scale, or channels of several scales.
+    """
+    copy = graph.clone()
+    saturated = ties(captured).saturated
+    found: dict[str, Scale] = {}
+    for value in [*copy.inputs, *(v for node in copy.nodes for v in node.outputs)]:
+        if is_activation_tensor(value) and not _absorbed(value):
+            found[str(value.name)] = _scale(copy, value, scales, found)
+    _refuse_passengers(copy)
+    _drop_finished_activations(copy, found)
+    for name in list(found):
+        record = copy.record(name)
+        if record.origin in saturated:
+            copy.records[name] = type(record)("")  # it holds 0 where the captured tensor is negative
+    copy.quantization = Quantization(found, _float_nodes(copy, floats))
+    return copy
+
+
+def _float_nodes(graph: Graph, floats: frozenset[str]) -> frozenset[str]:
+    """Return the nodes that make captured tensors, with the arithmetic that an activation ends."""
+    kept = set()
+    for node in graph.nodes:
+        if any(graph.record(str(value.name)).origin in floats for value in node.outputs):
+            kept.add(str(node.name))
+            given = node.inputs[0] if node.inputs else None
+            maker = given.producer() if given is not None and _absorbed(given) else None
+            if maker is not None:
+                kept.add(str(maker.name))
+    return frozenset(kept)
+
+
+def _refuse_passengers(graph: Graph) -> None:
+    """Refuse channels that belong to another captured tensor than the one whose scale they would get.
+
+    On record they are -1, like padding; but padding is made by rows of zeros.
+    """
+    for node in graph.nodes:
+        found, name = weighted(node), str(node.outputs[0].name)
+        channels = graph.record(name).channels
+        if found is None or channels is None:
+            continue
+        strangers = np.asarray(channels) < 0
+        if np.take(found.weights, np.flatnonzero(strangers), axis=found.axis).any():
+            raise GraphError(
+                f"tensor {name!r} would hold channels of several scales",
+                hint="choose another --shuffle for int8",
+            )
+
+
+def _absorbed(value: ir.Value) -> bool:
+    maker = value.producer()
+    return maker is not None and only_activation(value) is not None and not moved_inputs(maker)
+
+
+def _scale(graph: Graph, value: ir.Value, scales: Mapping[str, Scale], found: Mapping[str, Scale]) -> Scale:
+    origin = graph.record(str(value.name)).origin
+    maker = value.producer()
+    moved = [v for v in moved_inputs(maker) if is_activation_tensor(v)] if maker is not None else []
+    handed = {found[str(v.name)] for v in moved if str(v.name) in found}
+    known = scales.get(origin)
+    if known is not None:
+        handed.add(known)
+    if len(handed) == 1:
+        return handed.pop()
+    name = str(value.name)
+    if handed:
+        raise GraphError(
+            f"tensor {name!r} would hold channels of several scales",
+            hint="choose another --shuffle for int8",
+        )
+    raise GraphError(
+        f"tensor {name!r} stands for no tensor that was observed, so it has no scale",
+        hint="choose another --shuffle for int8, as fold or fold-split",
+    )
+
+
+def _drop_finished_activations(graph: Graph, scales: dict[str, Scale]) -> None:
+    for node in graph.nodes:
+        if node.op_type != "Relu":
+            continue
+        given, made = node.inputs[0], node.outputs[0]
+        if given is None or made.is_graph_output():
+            continue
+        before, after = scales.get(str(given.name)), scales.get(str(made.name))
+        if before is None or before != after or before.zero_point != _LOWEST:
+            continue
+        graph.records[str(given.name)] = graph.record(str(made.name))
+        for use in tuple(made.uses()):
+            use.node.replace_input_with(use.idx, given)
+        del scales[str(made.name)]
+        graph.model.graph.remove(node, safe=True)

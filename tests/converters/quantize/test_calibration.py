@@ -1,0 +1,94 @@
+"""A calibration belongs to a graph, survives being written down, and makes codes near the float graph."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converters.quantize.nets import images, runner, session, tensors
+from shufflectl.converters.graph import Graph
+from shufflectl.converters.quantize.annotate import annotated
+from shufflectl.converters.quantize.calibrate import Recipe, calibrate
+from shufflectl.converters.quantize.calibration import Calibration
+from shufflectl.converters.quantize.qdq import with_qdq
+from shufflectl.errors import DataError, UsageError
+from support.nets import tiny_graph
+
+
+def calibrated(graph: Graph, recipe: Recipe) -> Calibration:
+    return calibrate(graph, runner(images(graph, 16)), recipe, source="noise", images=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    return calibrated(tiny_graph(), Recipe())
+
+
+def sqnr(graph: Graph, found: Calibration) -> float:
+    """Return the SQNR of the outputs on other images, in dB."""
+    prepared = found.prepare(graph)
+    proto = with_qdq(annotated(prepared, prepared, found.scales(prepared))).to_proto()
+    running, name = session(proto, ["logits"]), str(graph.inputs[0].name)
+    batches = images(graph, 32, seed=1)
+    wanted = np.concatenate([t["logits"] for t in tensors(graph, batches)])
+    given = np.concatenate([running.run(["logits"], {name: batch})[0] for batch in batches])
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(given - wanted).sum()))
+
+
+def test_equalised_and_corrected_codes_are_nearer_than_plain_ones(calibration: Calibration) -> None:
+    plain = sqnr(tiny_graph(), calibrated(tiny_graph(), Recipe(equalise=0, correct_bias=False)))
+    assert plain > 25
+    assert sqnr(tiny_graph(), calibration) > plain + 0.5
+
+
+def test_it_survives_being_written_down(calibration: Calibration) -> None:
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    graph = tiny_graph()
+    assert calibration.to_json() == again.to_json()
+    assert calibration.prepare(graph).to_bytes() == again.prepare(graph).to_bytes()
+    assert calibration.scales(graph) == again.scales(graph)
+
+
+def test_another_graph_is_refused(calibration: Calibration) -> None:
+    from support.nets import capture, example, tiny_v2
+
+    other = capture(tiny_v2(seed=1), (example(),), name="tiny")
+    with pytest.raises(DataError, match="another graph"):
+        calibration.prepare(other)
+
+
+def test_no_image_is_refused() -> None:
+    with pytest.raises(DataError, match="no images"):
+        calibrate(tiny_graph(), lambda _: [], Recipe(equalise=0), source="", images=0, seed=0)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(strength: float) -> None:
+    with pytest.raises(UsageError, match="equalised"):
+        Recipe(equalise=strength)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": "other"},
+        {"method": "guess"},
+        {"ranges": {"x": [0, float("inf")]}},
+        {"ranges": {"x": [0]}},
+        {"ranges": []},
+        {"magnitudes": {"x": [[1.0]]}},
+        {"means": {"x": ["a"]}},
+        {"equalise": 2},
+        {"images": "many"},
+    ],
+)
+def test_what_is_no_calibration_is_refused(calibration: Calibration, change: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="no calibration"):
+        Calibration.from_json(calibration.to_json() | change)
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3, {}])
+def test_any_other_json_is_refused(data: Any) -> None:
+    with pytest.raises(DataError, match="no calibration"):
+        Calibration.from_json(data)
