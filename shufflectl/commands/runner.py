@@ -7,13 +7,17 @@ import typer
 
 from shufflectl.commands.options import OUTPUT, Json, Verbose
 
-__all__ = ["EXAMPLES", "add", "app", "list_", "remove"]
+__all__ = ["EXAMPLES", "add", "app", "build", "list_", "remove"]
 
 EXAMPLES = {
     "add": (
         "shufflectl runner add tflite-arm64 android_aarch64_benchmark_model",
         "shufflectl runner add own-arm64 shufflectl-runner --library libLiteRt.so",
         "shufflectl runner add litert-arm64 https://example.com/benchmark_model --sha256 0123...",
+    ),
+    "build": (
+        "shufflectl runner build",
+        "shufflectl runner build --cc aarch64-linux-android30-clang --out shufflectl-runner",
     ),
     "list": ("shufflectl runner list", "shufflectl runner list --json"),
     "remove": ("shufflectl runner remove tflite-arm64",),
@@ -58,6 +62,26 @@ def add(
     with OUTPUT.progress() as notify:
         program = store.add(name, source, sha256=sha256, kind=kind, libraries=library or (), notify=notify)
     added(OUTPUT, program)
+
+
+@app.command(epilog=_epilog("build"))
+def build(
+    cc: Annotated[
+        str,
+        typer.Option(
+            metavar="COMMAND", help="A C compiler, arguments included; by default the variable CC, or cc."
+        ),
+    ] = "",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The program.")] = Path("shufflectl-runner"),
+    _json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Build our own runner from its C source, for this machine or, with another compiler, for a phone."""
+    from shufflectl.benchmarks.runner import build as build_runner
+    from shufflectl.render.runners import built
+
+    sha256 = build_runner(out, cc)
+    built(OUTPUT, out, sha256)
 
 
 @app.command("list", epilog=_epilog("list"))

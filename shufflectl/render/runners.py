@@ -1,6 +1,7 @@
 """The programs that measure on phones, as a table or as JSON."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shufflectl.console import Output
@@ -9,7 +10,7 @@ from shufflectl.render.words import escape, plain
 if TYPE_CHECKING:
     from shufflectl.benchmarks.android.store import Program
 
-__all__ = ["added", "removed", "runners"]
+__all__ = ["added", "built", "removed", "runners"]
 
 _SCHEMA = "shufflectl.runners/1"
 
@@ -47,6 +48,14 @@ def added(output: Output, program: "Program") -> None:
     output.text(
         f"{escape(program.name)}: {program.kind} for {escape(plain(program.abi))}, SHA-256 {program.sha256}"
     )
+
+
+def built(output: Output, program: Path, sha256: str) -> None:
+    """Show what was built."""
+    if output.json:
+        output.document({"schema": _SCHEMA, "built": str(program), "sha256": sha256, "runners": []})
+        return
+    output.text(f"built {escape(plain(str(program)))}, SHA-256 {sha256}")
 
 
 def removed(output: Output, name: str) -> None:

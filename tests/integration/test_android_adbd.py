@@ -4,16 +4,21 @@ The daemon that stands in for phones that fail is in `test_adb_devices`; here is
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shufflectl.benchmarks.runner import NAME, build, library
+from shufflectl.deploy.publish import digest
 from support.adbd import RealDevice
+from support.runner import require_compiler
 
 pytestmark = pytest.mark.integration
 
@@ -74,7 +79,7 @@ def test_a_program_has_its_own_status_streams_words_and_cores(
 
 
 def test_the_status_of_a_program_that_ends_at_once_is_its_own(layer: Callable[[str], object]) -> None:
-    assert [7] * 20 == layer("[run('sh', '-c', 'exit 7')[0] for _ in range(20)]")
+    assert [7] * 10 == layer("[run('sh', '-c', 'exit 7')[0] for _ in range(10)]")
 
 
 def test_files_go_there_and_come_back_whole(
@@ -110,3 +115,105 @@ def test_the_device_is_described(real_device: RealDevice) -> None:
     assert 0 == done.returncode, done.stderr
     (found,) = json.loads(done.stdout)["devices"]
     assert (real_device.serial, "Debian adbd", True) == (found["serial"], found["model"], found["usable"])
+
+
+QUICK = ("--rounds", "2", "--min-seconds", "0.1", "--min-iterations", "20", "--max-warmup", "0.3")
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our runner, built for this machine, and LiteRT's library beside it."""
+    require_compiler()
+    path = tmp_path_factory.mktemp("runner") / NAME
+    build(path)
+    shutil.copy(library(), path.parent)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> Path:
+    """What the README's first lines make."""
+    out = tmp_path_factory.mktemp("exported") / "a folder's name"
+    run = run_cli("export", "shufflenet_v2_x1_0", "--weights", "random:0", "--target", "tflite", "--out", out)
+    assert 0 == run.status, run.stderr
+    (path,) = out.glob("*.tflite")
+    return path
+
+
+def test_a_file_is_measured_on_the_device(
+    real_device: RealDevice, runner: Path, exported: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    done = real_device.shufflectl(
+        *("bench", exported, "--device", f"android:{real_device.serial}", "--runner", runner),
+        *(*QUICK, "--threads", "1", "--affinity", "big", "--out", out),
+    )
+    assert done.returncode in (0, 6), done.stderr  # 6: this machine is not quiet
+    document = json.loads(out.read_text())
+    (benchmark,) = document["benchmarks"]
+    assert ("android", "Debian adbd") == (benchmark["target"]["kind"], benchmark["target"]["model"])
+    assert digest(runner) == benchmark["runner"]["sha256"]
+    assert digest(exported) == benchmark["model"]["sha256"]
+    rounds = [item for item in benchmark["rounds"] if item["valid"]]
+    assert 2 == len(rounds)
+    for item in rounds:
+        assert 20 <= len(item["samples_ns"])
+        assert item["first_ns"] == item["warmup_ns"][0]
+        assert 0 < item["peak_rss_bytes"] < 1 << 30
+        assert ("xnnpack", 1) == (item["delegation"]["accelerator"], item["delegation"]["partitions"])
+        assert item["delegation"]["replaced"] == item["delegation"]["total"]
+        temperatures = set(item["before"]["temperatures"].values())
+        assert {31.5, 41.0} <= temperatures
+        assert 84.2 not in temperatures  # what Android remembers, not what it measures
+    low, high = benchmark["summary"]["interval_ns"]
+    assert low <= benchmark["summary"]["median_ns"] <= high
+    assert [] == real_device.left()
+
+
+def test_the_only_device_needs_no_name_and_a_table_is_shown(
+    real_device: RealDevice, runner: Path, exported: Path
+) -> None:
+    done = real_device.shufflectl("bench", exported, "--device", "android", "--runner", runner, *QUICK)
+    assert done.returncode in (0, 6), done.stderr
+    assert "Debian adbd" in done.stdout
+    assert "95" in done.stdout
+    assert [] == real_device.left()
+
+
+def test_two_files_take_turns_on_the_device(
+    real_device: RealDevice, runner: Path, exported: Path, tmp_path: Path
+) -> None:
+    copy, out = tmp_path / 'it\'s "the same".tflite', tmp_path / "result.json"
+    shutil.copy(exported, copy)
+    done = real_device.shufflectl(
+        *("bench", copy, "--baseline", exported, "--device", "android", "--runner", runner),
+        *(*QUICK, "--tolerance", "50%", "--out", out),
+    )
+    assert done.returncode in (0, 6), done.stderr
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    assert "paired" == comparison["mode"]
+    assert 0.5 < comparison["ratio"] < 2
+    assert [] == real_device.left()
+
+
+def test_a_damaged_file_is_an_error_and_leaves_nothing(
+    real_device: RealDevice, runner: Path, exported: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.tflite"
+    cut.write_bytes(exported.read_bytes()[:100_000])
+    done = real_device.shufflectl("bench", cut, "--device", "android", "--runner", runner, *QUICK)
+    assert 3 == done.returncode, done.stderr
+    assert "cut.tflite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [] == real_device.left()
+
+
+def test_a_runner_without_its_library_says_so(
+    real_device: RealDevice, runner: Path, exported: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / NAME
+    shutil.copy(runner, alone)
+    done = real_device.shufflectl("bench", exported, "--device", "android", "--runner", alone, *QUICK)
+    assert 7 == done.returncode, done.stderr
+    assert "libLiteRt.so" in done.stderr
+    assert [] == real_device.left()

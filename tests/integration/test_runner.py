@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shufflectl.benchmarks.runner import build, library
+from shufflectl.deploy.publish import digest
 from support.runner import QUICK, Called, call, require_compiler
 
 pytestmark = pytest.mark.integration
@@ -231,3 +232,18 @@ def test_the_library_beside_the_program_is_found(program: Path, model: Path, tmp
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stderr
     assert f'"library": "{tmp_path}/libLiteRt.so"' in done.stdout
+
+
+def test_the_command_builds_it(tmp_path: Path, run_cli: Any) -> None:
+    require_compiler()
+    out = tmp_path / "a runner"
+    run = run_cli("runner", "build", "--out", out, "--json")
+    assert 0 == run.status, run.stderr
+    assert (str(out), digest(out)) == (run.document["built"], run.document["sha256"])
+    assert (
+        "shufflectl-runner"
+        in subprocess.run([out, "--version"], capture_output=True, text=True, check=True).stdout
+    )
+    failed = run_cli("runner", "build", "--out", tmp_path / "nothing", "--cc", "no-such-compiler")
+    assert 7 == failed.status
+    assert not (tmp_path / "nothing").exists()

@@ -132,7 +132,8 @@ def refuse_ignored_flags(runner: str, log: str) -> None:
 def complaint(finished: Finished) -> str:
     """Return the line that says best why a program failed."""
     lines = [line.strip() for line in finished.log.splitlines() if line.strip()]
-    telling = [line for line in lines if _WORDS.search(line)]
+    last = [line for line in lines if line.startswith("error: ")][-1:]  # how our own runner ends
+    telling = last or [line for line in lines if _WORDS.search(line)]
     text = (telling or lines or ["it printed nothing"])[0 if telling else -1]
     return "".join(char if char.isprintable() else "?" for char in text)[:300]
 
