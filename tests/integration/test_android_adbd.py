@@ -146,7 +146,7 @@ def test_a_file_is_measured_on_the_device(
     out = tmp_path / "result.json"
     done = real_device.shufflectl(
         *("bench", exported, "--device", f"android:{real_device.serial}", "--runner", runner),
-        *(*QUICK, "--threads", "1", "--affinity", "big", "--out", out),
+        *(*QUICK, "--threads", "1", "--affinity", "big", "--rounds", "6", "--out", out),
     )
     assert done.returncode in (0, 6), done.stderr  # 6: this machine is not quiet
     document = json.loads(out.read_text())
@@ -155,7 +155,7 @@ def test_a_file_is_measured_on_the_device(
     assert digest(runner) == benchmark["runner"]["sha256"]
     assert digest(exported) == benchmark["model"]["sha256"]
     rounds = [item for item in benchmark["rounds"] if item["valid"]]
-    assert 2 == len(rounds)
+    assert 6 == len(rounds)
     for item in rounds:
         assert 20 <= len(item["samples_ns"])
         assert item["first_ns"] == item["warmup_ns"][0]
