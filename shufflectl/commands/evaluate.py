@@ -7,6 +7,7 @@ import typer
 
 from shufflectl.commands.options import (
     OUTPUT,
+    Arguments,
     Json,
     RuntimeNames,
     RuntimePython,
@@ -22,6 +23,7 @@ __all__ = ["EXAMPLES", "evaluate"]
 EXAMPLES = (
     "shufflectl evaluate dist/ --data photos/",
     "shufflectl evaluate model.tflite model.onnx --data photos/ --images 500 --resize squash",
+    "shufflectl evaluate dist/ --data photos/ --model model.onnx",
     "shufflectl evaluate dist/ --data digits --min-top1 0.98 --json",
 )
 
@@ -59,10 +61,13 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model to compare with; by default what the files say.", autocompletion=complete_model
+            help="The model to compare with, the .onnx file that the files were made from, or the function "
+            "that built it (package.module:factory); by default what the files say.",
+            autocompletion=complete_model,
         ),
     ] = None,
     weights: Weights = None,
+    arg: Arguments = None,
     runtime: RuntimeNames = None,
     runtime_python: RuntimePython = None,
     threads: Threads = 1,
@@ -86,6 +91,7 @@ def evaluate(
             data=data,
             model=model,
             weights=weights,
+            arguments=arg or (),
             fit=parse_fit(resize),
             follow_links=follow_links,
             min_top1=min_top1,

@@ -15,12 +15,12 @@ from shufflectl.converters.trace import NHWC, TensorView, captured_of
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.export import REFERENCE, captured
 from shufflectl.deploy.export import reference as reference_of
-from shufflectl.deploy.factory_model import call_of, open_factory
+from shufflectl.deploy.factory_model import FactoryModel, call_of, open_factory
 from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.images import gather_shapes
 from shufflectl.deploy.inspect import Summary, summarize
 from shufflectl.deploy.manifest import MANIFEST, Manifest
-from shufflectl.deploy.onnx_model import is_file, open_model
+from shufflectl.deploy.onnx_model import OnnxModel, is_file, open_model
 from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.verify import TIP, Artifact, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
@@ -31,7 +31,16 @@ from shufflectl.models.factory import Factory
 from shufflectl.models.preprocess import IMAGENET, Preprocess
 from shufflectl.models.zoo import variants
 
-__all__ = ["CheckResult", "Group", "check", "find_groups", "image_input", "reference_model"]
+__all__ = [
+    "CheckResult",
+    "Group",
+    "built_of",
+    "check",
+    "find_groups",
+    "image_input",
+    "original_of",
+    "reference_model",
+]
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,33 @@ def _check_built(
     group: Group, factory: Factory, weights: str | None, options: ParityOptions, notify: Notify
 ) -> Verification:
     """Compare files with the network that a user's own function builds. That code runs."""
+    found = built_of(group, factory, weights, options, notify)
+    info = group.info
+    inputs = found.inputs(options)
+    if info is not None:
+        inputs = gather_shapes(found.shapes, found.info.preprocess, info.labels, options)
+    title = info.name if info else found.info.name
+    verification = verify(title, group.artifacts, found.reference(REFERENCE), inputs, options, notify)
+    return _judged(group, verification)
+
+
+def built_of(
+    group: Group, factory: Factory, weights: str | None, options: ParityOptions, notify: Notify
+) -> FactoryModel:
+    """Return the network that a user's own function builds, for files that it made. That code runs.
+
+    Args:
+        group: The files.
+        factory: The function.
+        weights: As for the export; None for what the files say, where that is no checkpoint.
+        options: Which runtime tells the inputs of the files.
+        notify: Told about progress.
+
+    Raises:
+        UsageError: The files were made with a checkpoint, and none is given; or see `open_factory`.
+        FactoryError: The code fails.
+        CheckpointError: The files say that they were made from another network.
+    """
     ports = _ports(group.artifacts[0], options)
     info = group.info
     record = None if info is None else info.factory
@@ -212,26 +248,48 @@ def _check_built(
             hint="pass its --arg and --weights as for the export"
             + ("" if record is None else f": {call_of(record)}"),
         )
-    inputs = found.inputs(options)
-    if info is not None:
-        preprocess = _trained_with(group, found.info.preprocess)
-        inputs = gather_shapes(found.shapes, preprocess, info.labels, options)
-    title = info.name if info else found.info.name
-    verification = verify(title, group.artifacts, found.reference(REFERENCE), inputs, options, notify)
-    return _judged(group, verification)
+    preprocess = _trained_with(group, found.info.preprocess)
+    return replace(found, info=replace(found.info, preprocess=preprocess))
 
 
 def _check_original(
     group: Group, path: Path, weights: str | None, options: ParityOptions, notify: Notify
 ) -> Verification:
     """Compare files with the ONNX file that they were made from."""
+    notify(f"reading {path.name}", 0, 0)
+    ports = _ports(group.artifacts[0], options)
+    found = original_of(group, path, weights, ports.height, ports.batch)
+    reference = found.reference()
+    if any(a.file == reference.name for a in group.artifacts):
+        reference = replace(reference, name=f"{reference.name} (the original)")
+    title = group.info.name if group.info else found.info.name
+    verification = verify(title, group.artifacts, reference, found.inputs(options), options, notify)
+    return _judged(group, verification)
+
+
+def original_of(
+    group: Group, path: Path, weights: str | None, size: int | None, batch: int | str
+) -> OnnxModel:
+    """Return the ONNX file that files were made from.
+
+    Args:
+        group: The files.
+        path: The ONNX file.
+        weights: None: a file has its own.
+        size: Height and width of the files' images, where the ONNX file leaves them free.
+        batch: Theirs, likewise.
+
+    Raises:
+        UsageError: Weights are given.
+        ArtifactError: The file is missing, damaged, or no ONNX file.
+        GraphError: It cannot be made a graph for the targets.
+        CheckpointError: The files say that they were made from another one.
+    """
     if weights is not None:
         raise UsageError(
             "--weights is for models of the registry, and a file has its own", hint="leave it out"
         )
-    notify(f"reading {path.name}", 0, 0)
-    ports = _ports(group.artifacts[0], options)
-    found = open_model(path, size=ports.height, batch=ports.batch, if_free=True)
+    found = open_model(path, size=size, batch=batch, if_free=True)
     info = group.info
     if info is not None and info.weights_sha256 != found.info.weights_sha256:
         raise CheckpointError(
@@ -239,16 +297,8 @@ def _check_original(
             f"the files say {info.weights_sha256[:12]} ({info.weights})",
             hint="pass the file that they were exported from, or leave out --model",
         )
-    found = replace(
-        found,
-        info=replace(found.info, preprocess=_trained_with(group, found.info.preprocess)),
-    )
-    reference = found.reference()
-    if any(a.file == reference.name for a in group.artifacts):
-        reference = replace(reference, name=f"{reference.name} (the original)")
-    title = info.name if info else found.info.name
-    verification = verify(title, group.artifacts, reference, found.inputs(options), options, notify)
-    return _judged(group, verification)
+    preprocess = _trained_with(group, found.info.preprocess)
+    return replace(found, info=replace(found.info, preprocess=preprocess))
 
 
 def _trained_with(group: Group, own: Preprocess) -> Preprocess:

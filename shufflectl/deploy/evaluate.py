@@ -1,9 +1,10 @@
 """Run exported files over labelled images: how often they are right, how often they say what torch says."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +14,19 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.deploy import runtimes
-from shufflectl.deploy.check import Group, find_groups, image_input, reference_model
+from shufflectl.deploy.check import (
+    Group,
+    built_of,
+    find_groups,
+    image_input,
+    original_of,
+    reference_model,
+)
 from shufflectl.deploy.export import REFERENCE
 from shufflectl.deploy.labelled import Damaged, Fit, Images, find_images
 from shufflectl.deploy.mistakes import SAMPLE, Explanation, Feed, explain
-from shufflectl.deploy.options import ParityOptions
+from shufflectl.deploy.onnx_model import is_file
+from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.nway import Member
 from shufflectl.deploy.runtimes.base import Session
@@ -25,6 +34,7 @@ from shufflectl.deploy.verify import Artifact, Notify
 from shufflectl.errors import ArtifactError, DataError, GateError
 from shufflectl.models import LoadedModel
 from shufflectl.models.checkpoints.files import printable
+from shufflectl.models.factory import Factory
 from shufflectl.models.preprocess import IMAGENET, PIXELS, Preprocess
 
 __all__ = ["Evaluation", "FileScore", "ModelScores", "Score", "evaluate"]
@@ -136,8 +146,9 @@ class ModelScores:
         input_size: Height and width of its input, in pixels.
         outputs: How many classes it tells apart.
         classes_by: How folders became outputs: ``names`` or ``order``.
-        reference: Torch's score; None where the model cannot be rebuilt.
+        reference: The score of torch, or of the original file; None where there is neither.
         files: One for each file.
+        reference_name: What the reference is called.
     """
 
     model: str
@@ -146,6 +157,7 @@ class ModelScores:
     classes_by: str
     reference: Score | None
     files: tuple[FileScore, ...]
+    reference_name: str = REFERENCE
 
     def to_json(self) -> dict[str, Any]:
         """Return the results as JSON values."""
@@ -154,7 +166,9 @@ class ModelScores:
             "input_size": self.input_size,
             "outputs": self.outputs,
             "classes_by": self.classes_by,
-            "reference": None if self.reference is None else {"name": REFERENCE, **self.reference.to_json()},
+            "reference": None
+            if self.reference is None
+            else {"name": self.reference_name, **self.reference.to_json()},
             "files": [entry.to_json() for entry in self.files],
         }
 
@@ -294,6 +308,7 @@ def evaluate(
     data: str,
     model: str | None = None,
     weights: str | None = None,
+    arguments: Sequence[str] = (),
     fit: Fit = "auto",
     follow_links: bool = False,
     min_top1: float | None = None,
@@ -309,8 +324,10 @@ def evaluate(
     Args:
         paths: Export folders, or single artifacts.
         data: A folder with one sub-folder a class, or ``digits``.
-        model: The model to compare with; None for what the files say.
+        model: The model to compare with, the ONNX file that the files were made from, or the user's function
+            that built it (``package.module:factory``), whose code then runs; None for what the files say.
         weights: The weights to compare with; None for what the files say.
+        arguments: Of that function, as ``key=value``.
         fit: How images get the input's size; see `ImageFolder.read`.
         follow_links: Whether links in the folder may lead out of it.
         min_top1: The smallest top-1 that `Evaluation.raise_for_failure` lets pass, 0 to 1.
@@ -325,12 +342,13 @@ def evaluate(
         MissingDependencyError: A runtime's package is not installed.
     """
     settings = options or ParityOptions(images=None)
+    factory = parse_factory(model, arguments, ())
     groups = find_groups(paths, notify)
     notify("looking for images", 0, 0)
     images = find_images(data, settings.images, follow_links=follow_links)
     damaged: dict[str, Damaged] = {}
     models = tuple(
-        _evaluate(group, images, model, weights, fit, settings, damaged, notify) for group in groups
+        _evaluate(group, images, model, factory, weights, fit, settings, damaged, notify) for group in groups
     )
     return Evaluation(
         data=images.source,
@@ -347,21 +365,39 @@ def _evaluate(
     group: Group,
     images: Images,
     name: str | None,
+    factory: Factory | None,
     weights: str | None,
     fit: Fit,
     options: ParityOptions,
     damaged: dict[str, Damaged],
     notify: Notify,
 ) -> ModelScores:
-    notify("loading weights", 0, 0)
-    loaded = reference_model(group, name, weights, notify)
-    size, _ = image_input(group.artifacts[0], options)
+    size, batch = image_input(group.artifacts[0], options)
     info = group.info
-    title = loaded.variant.name if loaded else info.name if info else group.artifacts[0].path.stem
-    reference = None
-    if loaded is not None:
-        reference = _Runner(Member.from_module(REFERENCE, loaded.module), loaded.preprocess)
+    loaded = None
     with ExitStack() as stack:
+        if factory is not None:
+            stack.enter_context(redirect_stdout(sys.stderr))  # what a user's code prints is no result
+            built = built_of(group, factory, weights, options, notify)
+            member = Member.from_module(
+                REFERENCE, built.module, batch=built.batch if isinstance(built.batch, int) else None
+            )
+            reference = _Runner(member, built.info.preprocess)
+        elif name is not None and is_file(name):
+            notify(f"reading {Path(name).name}", 0, 0)
+            original = original_of(group, Path(name), weights, size, batch)
+            session = stack.enter_context(
+                runtimes.choose("onnx", options.runtimes).load(original.path, threads=options.threads)
+            )
+            member = Member.from_session(original.reference().name, "fp32", session)
+            reference = _Runner(member, original.info.preprocess)
+        else:
+            notify("loading weights", 0, 0)
+            loaded = reference_model(group, name, weights, notify)
+            reference = None
+            if loaded is not None:
+                reference = _Runner(Member.from_module(REFERENCE, loaded.module), loaded.preprocess)
+        title = loaded.variant.name if loaded else info.name if info else group.artifacts[0].path.stem
         runners: list[_Runner] = []
         described: list[tuple[str, str]] = []
         for artifact in group.artifacts:
@@ -415,6 +451,7 @@ def _evaluate(
         classes_by=classes_by,
         reference=None if reference is None else reference.score(),
         files=tuple(files),
+        reference_name=REFERENCE if reference is None else reference.member.name,
     )
 
 

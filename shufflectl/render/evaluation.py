@@ -27,14 +27,20 @@ def evaluated(output: Output, result: "Evaluation") -> None:
 
 
 def _scores(output: Output, model: "ModelScores", result: "Evaluation") -> None:
-    columns = ["file", "top-1", "top-5", "agrees with torch", "images/s"]
+    columns = ["file", "top-1", "top-5", f"agrees with {escape(model.reference_name)}", "images/s"]
     if result.min_top1 is not None:
         columns.insert(1, "verdict")
     rows = []
     if model.reference is not None:
         score = model.reference
         rows.append(
-            ["torch", _share(score.share), _share(score.share5), "", f"{score.images_per_second:.4g}"]
+            [
+                escape(model.reference_name),
+                _share(score.share),
+                _share(score.share5),
+                "",
+                f"{score.images_per_second:.4g}",
+            ]
         )
         if result.min_top1 is not None:
             rows[0].insert(1, "")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from shufflectl.deploy import check as checking
+from shufflectl.deploy.evaluate import evaluate
 from shufflectl.deploy.export import export
 from shufflectl.deploy.options import ExportRequest, ParityOptions
 from shufflectl.deploy.runtimes import choose
@@ -393,3 +394,25 @@ def test_the_command_line(torchscript: Path, tmp_path: Path, run_cli: Any) -> No
     assert 0 == run.status, run.stderr
     assert run.document["passed"]
     assert "ts.onnx" == run.document["reference"]
+
+
+class TestEvaluate:
+    """Files that were made from an ONNX file, over labelled images."""
+
+    def test_the_original_is_the_reference(self, digits_dist: Path, folder: Path) -> None:
+        source = folder / "classifier.onnx"
+        source.write_bytes((digits_dist / "shufflenet_v2_x0_5-fp32.onnx").read_bytes())
+        made = exported(source, folder / "classifier", targets=["tflite"])
+        found = evaluate(
+            [made.out], data="digits", model=str(source), options=ParityOptions(images=20)
+        ).to_json()["models"][0]
+        assert "classifier.onnx" == found["reference"]["name"]
+        assert 20 == found["files"][0]["agreement"]["same"]
+        assert found["reference"]["top1"] == found["files"][0]["top1"]
+
+    def test_another_file_is_not_the_original(self, dist: Exported, folder: Path) -> None:
+        other = exporters.export(
+            tiny_v2(1), folder / "other.onnx", opset=17, dynamo=False, dynamic=False, size=32
+        )
+        with pytest.raises(CheckpointError, match="is not what the files were made from"):
+            evaluate([dist.out / "ts-fp32.onnx"], data="digits", model=str(other))
