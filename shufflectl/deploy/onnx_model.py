@@ -15,7 +15,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.deploy.files import EXPORT_AGAIN, info_from_text
 from shufflectl.deploy.images import Inputs, gather_shapes
-from shufflectl.deploy.onnx_weights import external_files, load_weights, parse
+from shufflectl.deploy.onnx_weights import load_weights, parse
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.deploy.verify import Reference
 from shufflectl.errors import ArtifactError, GraphError, ShufflectlError, UsageError
@@ -171,8 +171,7 @@ def open_model(
         path, "pass the model or the ONNX file that it was made from, or hold files together with check"
     )
     proto, _ = parse(path)
-    sha256 = _digest(path, external_files(proto, path))
-    load_weights(proto, path)
+    sha256 = _digest(path, load_weights(proto, path))
     stated = info_from_text({p.key: p.value for p in proto.metadata_props})
     if if_free and not _leaves_size_free(proto):
         size = None

@@ -56,27 +56,28 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
             yield from (entry.key, entry.value)
 
 
-def load_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Load the weights that lie beside an ONNX file into its content.
+def load_weights(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Load the weights that lie beside an ONNX file into its content; return the files that hold them.
 
     Raises:
-        ArtifactError: See `external_files`; or there are more than 2 GiB of them.
+        ArtifactError: See `external_files`; or they, or their files, are larger than 2 GiB.
     """
-    external_files(model, path)
+    files = external_files(model, path)
     tensors = [t for t in stored_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     total = 0
     for tensor in tensors:
         fields = {entry.key: entry.value for entry in tensor.external_data}
-        target = path.parent / fields["location"]
-        total += int(fields.get("length") or target.stat().st_size)  # two tensors may name the same bytes
-        if total > _LIMIT:
-            raise ArtifactError(
-                f"{path} keeps more than 2 GiB of weights beside it", hint="pass a model for phones"
-            )
+        length = int(fields.get("length") or (path.parent / fields["location"]).stat().st_size)
+        total += length  # two tensors may name the same bytes
+    if max(total, sum(file.stat().st_size for file in files)) > _LIMIT:
+        raise ArtifactError(
+            f"{path} keeps more than 2 GiB of weights beside it", hint="pass a model for phones"
+        )
     for tensor in tensors:
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
+    return files
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
