@@ -11,6 +11,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.choose import Candidate
 from shufflectl.converters.trace import TensorView, Trace
 from shufflectl.deploy import runtimes
+from shufflectl.deploy.feeding import other_feed
 from shufflectl.deploy.images import Inputs
 from shufflectl.deploy.inspect import Summary, summarize
 from shufflectl.deploy.options import ParityOptions
@@ -96,6 +97,7 @@ class Result:
         examination: The comparison layer by layer; None where there was no reason for one.
         changed: Whether it differs from what its manifest says.
         per_layer: Whether the user asked for the table of inner tensors.
+        feeding: How it would have to be fed to agree, where that is the cause; empty otherwise.
     """
 
     artifact: Artifact
@@ -108,6 +110,7 @@ class Result:
     examination: Examination | None = None
     changed: bool = False
     per_layer: bool = False
+    feeding: str = ""
 
     @property
     def layers(self) -> tuple[Layer, ...] | None:
@@ -123,6 +126,8 @@ class Result:
     def reasons(self) -> tuple[str, ...]:
         """Why the file fails, a sentence each: the limits that it breaks, and the layer and cause."""
         found = [] if self.comparison is None or self.passed else list(self.comparison.failures)
+        if self.feeding:
+            found.append(f"it {self.feeding}")
         if self.divergence is not None:
             found.append(self.divergence.sentence)
         return tuple(found)
@@ -132,6 +137,8 @@ class Result:
         """Why the file fails, in one sentence; empty when it passes."""
         if self.passed:
             return ""
+        if self.feeding:
+            return f"{self.artifact.file} {self.feeding}"
         if self.divergence is not None:
             where = self.divergence
             return f"{self.artifact.file} goes wrong at {where.tensor}: {where.diagnosis.sentence}"
@@ -154,6 +161,7 @@ class Result:
             "passed": self.passed,
             "comparison": None if self.comparison is None else self.comparison.to_json(),
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "feeding": self.feeding or None,
             "divergence": None if self.divergence is None else self.divergence.to_json(),
             "layers": None if self.layers is None else [layer.to_json() for layer in self.layers],
         }
@@ -281,9 +289,30 @@ def verify(
                 passed=agrees and not diverges,
                 examination=examination,
                 per_layer=options.per_layer,
+                feeding="" if agrees else _feeding(artifact, runtime, reference, inputs, options),
             )
         )
     return Verification(model, report.reference, accuracy.get(report.reference), tuple(results), report)
+
+
+def _feeding(
+    artifact: Artifact, runtime: Runtime, reference: Reference, inputs: Inputs, options: ParityOptions
+) -> str:
+    """Return how a file that disagrees must be fed to agree; empty where no usual way is the cause."""
+    feeds = Feeds.join([images[:_EXAMINED] for images in inputs.by_kind.values()])
+    names: dict[str, Any] = {"inputs": reference.inputs, "outputs": reference.outputs}
+    if reference.module is not None:
+        expected = Member.from_module(reference.name, reference.module, batch=reference.batch).run(feeds)
+    elif reference.original is not None:
+        with runtimes.choose("onnx", options.runtimes).load(reference.original) as session:
+            as_it_is = _AsItIs(session)
+            member = Member.from_session(reference.name, "", as_it_is, batch=reference.batch, **names)
+            expected = member.run(feeds)
+    else:
+        return ""
+    with runtime.load(artifact.path, threads=options.threads) as session:
+        limits = options.limits(artifact.precision)
+        return other_feed(session, artifact.file, feeds, expected, limits, **names)
 
 
 class _AsItIs:
