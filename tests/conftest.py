@@ -31,12 +31,13 @@ class Run:
 def shufflectl(
     *argv: str | Path, env: dict[str, str] | None = None, timeout: float = 300, cwd: Path | None = None
 ) -> Run:
-    """Call the command line in a process of its own, as a user does."""
+    """Call the command line in a process of its own, as a user does, whose output goes into a pipe."""
+    inherited = {key: value for key, value in os.environ.items() if key != "COLUMNS"}  # a terminal's width
     done = subprocess.run(
         [sys.executable, "-m", "shufflectl", *map(str, argv)],
         capture_output=True,
         text=True,
-        env={**os.environ, **(env or {})},
+        env={**inherited, **(env or {})},
         timeout=timeout,
         cwd=cwd,
         check=False,

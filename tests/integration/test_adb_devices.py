@@ -145,7 +145,8 @@ class TestTheFolderIsGone:
         self, adb_server: AdbServer, daemon: Daemon, with_signal: signal.Signals
     ) -> None:
         code = (
-            "import sys\n"
+            "import signal, sys\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
             "from shufflectl.deploy.devices import *\n"
             "device = find_device(Adb.find(), sys.argv[1])\n"
             "with Workspace(device, [FAREWELL]) as folder:\n"

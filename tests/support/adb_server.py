@@ -58,7 +58,7 @@ def running(home: Path) -> Iterator[AdbServer]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     env = {**os.environ, "ANDROID_ADB_SERVER_PORT": str(port), "HOME": str(home), "ADB": program}
-    for name in ("ANDROID_SERIAL", "ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_ADDRESS"):
+    for name in ("ANDROID_SERIAL", "ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_ADDRESS", "COLUMNS"):
         env.pop(name, None)
     server = AdbServer(program, env)
     server.call("start-server")
