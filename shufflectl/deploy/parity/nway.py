@@ -20,7 +20,7 @@ from shufflectl.errors import ArtifactError, DataError, UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SCHEMA", "Accuracy", "Member", "ParityReport", "Row", "check_parity"]
+__all__ = ["SCHEMA", "Accuracy", "Member", "Outputs", "ParityReport", "Row", "check_parity"]
 
 SCHEMA: Final = "shufflectl.parity/1"
 
@@ -29,6 +29,7 @@ BATCH: Final = 16
 
 Images = NDArray[np.float32] | Feeds
 Outputs = tuple[NDArray[Any], ...]
+"""A model's outputs in its order, each with the images along its first axis."""
 
 
 @dataclass(frozen=True)
