@@ -28,6 +28,7 @@ from shufflectl.commands import (
     models,
     report,
     runner,
+    tune,
 )
 from shufflectl.commands.options import OUTPUT
 from shufflectl.errors import OutputError, ShufflectlError
@@ -58,6 +59,7 @@ _add(explain.explain, explain.EXAMPLES)
 _add(identify.identify, identify.EXAMPLES)
 _add(bench.bench, bench.EXAMPLES)
 _add(compare.compare, compare.EXAMPLES)
+_add(tune.tune, tune.EXAMPLES)
 _add(report.report, report.EXAMPLES)
 _add(models.models, models.EXAMPLES)
 _add(devices.devices, devices.EXAMPLES)

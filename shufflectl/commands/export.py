@@ -142,6 +142,13 @@ def export(
             help="Type of the image input; uint8 is an image (picture) for Core ML.",
         ),
     ] = "float",
+    tuning: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the form that [cyan]shufflectl tune[/] found; repeatable, one for each target.",
+        ),
+    ] = None,
     half_io: Annotated[
         bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
     ] = False,
@@ -169,20 +176,22 @@ def export(
     """
     from shufflectl.deploy.export import export as run_export
     from shufflectl.deploy.options import ExportRequest
+    from shufflectl.deploy.tuning import read_tuning
     from shufflectl.deploy.verify import TIP
     from shufflectl.render.verification import exported
 
     OUTPUT.quiet_libraries()
     if not out.strip():
         raise UsageError("the output folder is an empty name", hint="name a folder, or . for this one")
+    tunings = tuple(read_tuning(path) for path in tuning or ())
     request = ExportRequest.parse(
         model=model,
         weights=weights,
         arguments=arg or (),
         inputs=input_ or (),
         outputs=output or (),
-        targets=target or ["all"],
-        precisions=precision or ["fp32"],
+        targets=target or [entry.target for entry in tunings] or ["all"],
+        precisions=precision or [entry.precision for entry in tunings] or ["fp32"],
         out=Path(out),
         num_classes=num_classes,
         input_size=input_size,
@@ -195,6 +204,7 @@ def export(
         preprocess=preprocess,
         fold_preprocess=fold_preprocess,
         input_type=input_type,
+        tunings=tunings,
         half_io=half_io,
         minimum_deployment_target=minimum_deployment_target,
         keep_failing=keep_failing,

@@ -14,7 +14,16 @@ if TYPE_CHECKING:  # the table is read at start-up; onnx and numpy are not neede
     from shufflectl.converters.graph import Graph
     from shufflectl.converters.metadata import ModelInfo
 
-__all__ = ["DEPLOYMENT_TARGETS", "PRECISIONS", "TARGETS", "EmitOptions", "Layout", "Precision", "Target"]
+__all__ = [
+    "DEPLOYMENT_TARGETS",
+    "PRECISIONS",
+    "TARGETS",
+    "EmitOptions",
+    "Emitter",
+    "Layout",
+    "Precision",
+    "Target",
+]
 
 Layout = Literal["nchw", "nhwc"]
 Precision = Literal["fp32", "fp16"]

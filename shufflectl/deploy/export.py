@@ -31,7 +31,16 @@ from shufflectl.models import LoadedModel, dense, load
 from shufflectl.models.factory import Factory
 from shufflectl.models.zoo import LOGITS
 
-__all__ = ["REFERENCE", "captured", "describe", "export", "reference"]
+__all__ = [
+    "REFERENCE",
+    "Subject",
+    "captured",
+    "describe",
+    "export",
+    "fix_layout",
+    "open_subject",
+    "reference",
+]
 
 REFERENCE = "torch"
 """What the torch module is called in reports."""
@@ -74,8 +83,12 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             emitters = _emitters(request, stack)
             if request.factory is not None:  # what a user's code prints is no result
                 stack.enter_context(redirect_stdout(sys.stderr))
-            subject = _subject(request, notify)
-            request = _layout(request, subject)
+            subject = open_subject(request, notify)
+            request = fix_layout(request, subject)
+            for tuning in request.tunings:
+                shape = Graph.shape(subject.graph.inputs[0])
+                info = subject.info
+                tuning.check(model=info.name, weights_sha256=info.weights_sha256, input_shape=shape)
             with nullcontext() if subject.path is None else reading(subject.path):
                 given = give_pixels(request, subject.graph, subject.info.preprocess)
             subject = replace(subject, notes=(*subject.notes, *given.notes))
@@ -90,10 +103,10 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                     with nullcontext() if subject.path is None else reading(subject.path):
                         form, lowered = forms.get(request.choice(target, precision))
                         about = replace(info, precision=precision, input=given.input(target, precision))
-                        emitters[target](lowered, about, request.emit_options(precision), path)
+                        emitters[target](lowered, about, request.emit_options(precision, target), path)
                     artifacts.append(Artifact(path, file, target, precision, form))
         verification = verify(info.name, artifacts, subject.reference, subject.inputs, request.parity, notify)
-        verification = replace(verification, notes=subject.notes)
+        verification = replace(verification, notes=(*subject.notes, *_on_tunings(request, verification)))
         if verification.passed or request.keep_failing:
             notify("publishing", 0, 0)
             _publish(request, staging, subject, verification)
@@ -101,7 +114,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What is exported.
 
     Attributes:
@@ -125,7 +138,12 @@ class _Subject:
     interface: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _subject(request: ExportRequest, notify: Notify) -> _Subject:
+def open_subject(request: ExportRequest, notify: Notify) -> Subject:
+    """Return what an export is of: a model of the registry, an ONNX file, or a user's own network.
+
+    Raises:
+        ShufflectlError: As `export`.
+    """
     if request.factory is not None:
         return _built(request, request.factory, notify)
     if request.model is not None and is_file(request.model):
@@ -133,7 +151,7 @@ def _subject(request: ExportRequest, notify: Notify) -> _Subject:
     return _model(request, notify)
 
 
-def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject:
+def _built(request: ExportRequest, factory: Factory, notify: Notify) -> Subject:
     """Return a network that a user's own function builds. That code runs."""
     if request.output_stride is not None or request.features:
         raise UsageError(
@@ -145,7 +163,7 @@ def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject
     )
     found = replace(found, info=prepared(request, found.info))
     notify("capturing the graph", 0, 0)
-    return _Subject(
+    return Subject(
         found.graph,
         found.info,
         found.width,
@@ -156,7 +174,7 @@ def _built(request: ExportRequest, factory: Factory, notify: Notify) -> _Subject
     )
 
 
-def _model(request: ExportRequest, notify: Notify) -> _Subject:
+def _model(request: ExportRequest, notify: Notify) -> Subject:
     """Return a model of the registry with its weights."""
     notify("loading weights", 0, 0)
     model = load(request.model, weights=request.weights, num_classes=request.num_classes, notify=notify)
@@ -165,7 +183,7 @@ def _model(request: ExportRequest, notify: Notify) -> _Subject:
     info = prepared(request, describe(model))
     notify("capturing the graph", 0, 0)
     graph = captured(model, size, request.batch)
-    return _Subject(
+    return Subject(
         graph,
         info,
         model.num_classes,
@@ -182,7 +200,7 @@ def reference(model: LoadedModel, graph: Callable[[], Graph | None]) -> Referenc
     return Reference(REFERENCE, model.module, graph, outputs=outputs)
 
 
-def _file(request: ExportRequest, notify: Notify) -> _Subject:
+def _file(request: ExportRequest, notify: Notify) -> Subject:
     """Return an ONNX file, held against itself as ONNX Runtime runs it.
 
     Raises:
@@ -202,7 +220,7 @@ def _file(request: ExportRequest, notify: Notify) -> _Subject:
     notify(f"reading {path.name}", 0, 0)
     found = open_model(path, size=request.input_size, batch=request.batch)
     found = replace(found, info=prepared(request, found.info))
-    return _Subject(
+    return Subject(
         found.graph,
         found.info,
         found.width,
@@ -219,7 +237,7 @@ def _still_true(request: ExportRequest, notes: tuple[str, ...]) -> tuple[str, ..
     return tuple(note for note in notes if not (request.preprocess.given and note.endswith(UNPREPARED)))
 
 
-def _layout(request: ExportRequest, subject: _Subject) -> ExportRequest:
+def fix_layout(request: ExportRequest, subject: Subject) -> ExportRequest:
     """Return the request for a file whose images are channels last already: they stay as they are.
 
     Emitters take a graph's images for NCHW, and ``nchw`` is how they are told to leave them alone.
@@ -322,7 +340,7 @@ def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:
     }
 
 
-def _publish(request: ExportRequest, staging: Staging, subject: _Subject, verification: Verification) -> None:
+def _publish(request: ExportRequest, staging: Staging, subject: Subject, verification: Verification) -> None:
     first = subject.graph.inputs[0]
     manifest = Manifest.build(
         subject.info,
@@ -336,6 +354,22 @@ def _publish(request: ExportRequest, staging: Staging, subject: _Subject, verifi
     staging.publish(partial(merge_into, manifest=manifest))
 
 
+def _on_tunings(request: ExportRequest, verification: Verification) -> tuple[str, ...]:
+    """Return what the user should know of tunings: what they chose, and whether that is what was measured."""
+    said = []
+    for result in verification.results:
+        tuning = request.tuning(result.artifact.target, result.artifact.precision)
+        if tuning is None:
+            continue
+        said.append(f"{tuning.name}, measured on {tuning.device}: {tuning.choice.why}")
+        if result.sha256 != tuning.choice.sha256:
+            said.append(
+                f"{result.artifact.file} is not byte for byte the file that was measured: another version "
+                "or other options wrote it"
+            )
+    return tuple(said)
+
+
 def _form(artifact: Artifact) -> dict[str, Any]:
     """Return the form of channel shuffles as options of the manifest."""
     form = artifact.form
@@ -344,6 +378,8 @@ def _form(artifact: Artifact) -> dict[str, Any]:
 
 def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
     rank = result.summary.largest_rank
+    tuning = request.tuning(result.artifact.target, result.artifact.precision)
+    tuned = {} if tuning is None else {"layout": tuning.choice.layout, **tuning.to_manifest(result.sha256)}
     return ArtifactRecord.measure(
         result.artifact.path,
         target=result.artifact.target,
@@ -351,7 +387,7 @@ def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
         operators=len(result.summary.operators),
         largest_rank=0 if rank is None else rank.rank,
         file=result.artifact.file,
-        options=request.options_of(result.artifact.target) | _form(result.artifact),
+        options=request.options_of(result.artifact.target) | _form(result.artifact) | tuned,
         runtime=result.runtime,
         input=None if result.summary.metadata is None else result.summary.metadata.input,
     )

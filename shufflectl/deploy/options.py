@@ -16,6 +16,7 @@ from shufflectl.converters.targets import (
 )
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.parity.limits import Limits, default_limits
+from shufflectl.deploy.tuning import Tuning
 from shufflectl.errors import UsageError, nearest
 from shufflectl.models.factory import Factory, is_factory, refuse_path
 from shufflectl.models.preprocess_option import PreprocessOption
@@ -114,6 +115,7 @@ class ExportRequest:
         preprocess: What images go through, where it is not what the weights say.
         fold_preprocess: Whether files do that themselves, and take RGB pixels from 0 to 255.
         input_type: Of images.
+        tunings: What `shufflectl tune` found, each for its target and precision.
         half_io: See `EmitOptions`.
         minimum_deployment_target: See `EmitOptions`.
         keep_failing: Whether files that fail parity are published.
@@ -138,6 +140,7 @@ class ExportRequest:
     preprocess: PreprocessOption = field(default_factory=PreprocessOption)
     fold_preprocess: bool = False
     input_type: InputType = "float"
+    tunings: tuple[Tuning, ...] = ()
     half_io: bool = False
     minimum_deployment_target: str = "iOS16"
     keep_failing: bool = False
@@ -205,6 +208,7 @@ class ExportRequest:
             for precision in request.precisions:
                 request.choice(target, precision)
         request._check_coreml()
+        request._check_tunings()
         if request.half_io and ("fp16" not in request.precisions or request.targets == ("tflite",)):
             raise UsageError(
                 "--half-io would change nothing: it is about fp16 files of the targets onnx and coreml",
@@ -234,9 +238,40 @@ class ExportRequest:
                 hint="use --minimum-deployment-target iOS16 or later, or leave out --half-io",
             )
 
-    def emit_options(self, precision: Precision) -> EmitOptions:
-        """Return the options for one precision."""
-        return EmitOptions(precision, self.layout, self.half_io, self.minimum_deployment_target)
+    def _check_tunings(self) -> None:
+        """Refuse tunings of what is not exported, and those that other options contradict."""
+        for place, tuning in enumerate(self.tunings):
+            what = f"{tuning.target} in {tuning.precision}"
+            if tuning.target not in self.targets or tuning.precision not in self.precisions:
+                raise UsageError(
+                    f"{tuning.name} was measured for {what}, which is not exported",
+                    hint=f"add --target {tuning.target} --precision {tuning.precision}, or leave it out",
+                )
+            if any(
+                o.target == tuning.target and o.precision == tuning.precision for o in self.tunings[:place]
+            ):
+                raise UsageError(f"there are two tunings for {what}", hint="choose one")
+            if self.layout not in (None, tuning.choice.layout):
+                raise UsageError(
+                    f"{tuning.name} chose the layout {tuning.choice.layout}, not {self.layout}",
+                    hint="leave out --layout, or tune with it",
+                )
+        if self.tunings and (self.shuffle != AUTO or self.align is not None):
+            raise UsageError(
+                "a tuning chooses the form of channel shuffles, and so does --shuffle or --align",
+                hint="leave one of them out",
+            )
+
+    def tuning(self, target: str, precision: str) -> Tuning | None:
+        """Return the tuning for a file, where there is one."""
+        found = (t for t in self.tunings if (t.target, t.precision) == (target, precision))
+        return next(found, None)
+
+    def emit_options(self, precision: Precision, target: str = "") -> EmitOptions:
+        """Return the options for one precision, and for a target where a tuning may choose its layout."""
+        tuning = self.tuning(target, precision)
+        layout = self.layout if tuning is None else tuning.choice.layout
+        return EmitOptions(precision, layout, self.half_io, self.minimum_deployment_target)
 
     def choice(self, target: str, precision: Precision) -> Choice:
         """Return the form of channel shuffles that a file gets.
@@ -244,6 +279,9 @@ class ExportRequest:
         Raises:
             UsageError: There is no form of that name, or it does not pad channels.
         """
+        tuning = self.tuning(target, precision)
+        if tuning is not None:
+            return tuning.as_choice
         return choose(target, precision, shuffle=self.shuffle, align=self.align)
 
     def options_of(self, target: str) -> dict[str, Any]:
