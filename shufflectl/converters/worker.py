@@ -27,6 +27,8 @@ from shufflectl.converters.targets import TARGETS, EmitOptions
 
 __all__ = ["EmitterProcess"]
 
+_HOME: Final = str(Path(errors.__file__).parents[1])
+"""Where this package lies, which need not be installed."""
 _PREFIX: Final = struct.Struct("<Q")
 _RELAYED: Final = {
     name: kind
@@ -46,11 +48,16 @@ class EmitterProcess:
     def __init__(self, target: str, *, verbose: bool = False) -> None:
         self._target = target
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a name from the table
-            [sys.executable, "-m", "shufflectl.converters.worker", target],
+            # -P: a coremltools.py in the current folder is not the package.
+            [sys.executable, "-P", "-m", "shufflectl.converters.worker", target],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if verbose else subprocess.DEVNULL,
-            env={**os.environ, "SHUFFLECTL_WORKER_VERBOSE": "1" if verbose else ""},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])]),
+                "SHUFFLECTL_WORKER_VERBOSE": "1" if verbose else "",
+            },
         )
 
     def emit(self, graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:

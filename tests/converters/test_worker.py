@@ -51,6 +51,20 @@ def test_a_process_that_dies_is_one_clear_error(graph: Graph, tmp_path: Path) ->
         process.emit(graph, INFO, EmitOptions(), tmp_path / "x.onnx")
 
 
+def test_nothing_of_the_current_folder_is_imported(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code runs for an explicit module:factory alone."""
+    marker = tmp_path / "marker"
+    for name in ("onnx", "numpy", "coremltools"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    with EmitterProcess("onnx") as process:
+        process.emit(graph, INFO, EmitOptions(), tmp_path / "x.onnx")
+    assert (tmp_path / "x.onnx").exists()
+    assert not marker.exists()
+
+
 def test_records_travel_with_the_graph(graph: Graph) -> None:
     graph.records["y"] = TensorRecord("original", (3, 2, 1, 0))
     graph.records["z"] = TensorRecord("plain")
