@@ -32,6 +32,7 @@ RETRIES: Final = 3
 _MAX_BETWEEN: Final = 0.10
 _MAX_INTERVAL: Final = 0.10
 """Half the interval's width, of the median: a figure that is less certain than this is not one."""
+_NO_FIGURE: Final = "the runner gave neither samples nor a median"
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _round(unit: _Unit, block: int, seed: int, state: _State, retries: int) -> S
             measured = executor.run(job)
             spoiled = next((entry.spoiled for entry in measured if entry.spoiled), "")
             if not spoiled and any(not entry.samples_ns and entry.median_ns is None for entry in measured):
-                spoiled = "the runner gave neither samples nor a median"
+                spoiled = _NO_FIGURE
         except UnstableError as error:
             spoiled = error.message
         except ShufflectlError as error:
@@ -294,7 +295,8 @@ def _status(benchmark: Benchmark, wanted: int, failures: Sequence[str]) -> tuple
     reasons = list(dict.fromkeys(failures))
     spoiled = dict.fromkeys(entry.reason for entry in benchmark.rounds if not entry.valid)
     if summary is None:
-        return "failed", tuple(reasons or spoiled or ["no round was measured"])
+        hot = spoiled and not reasons and _NO_FIGURE not in spoiled  # or capped: the device, not the file
+        return "unstable" if hot else "failed", tuple(reasons or spoiled or ["no round was measured"])
     if summary.rounds < wanted:
         reasons.append(f"{summary.rounds} of {wanted} rounds count")
         reasons += spoiled

@@ -113,12 +113,12 @@ def test_a_unit_that_stays_spoiled_is_unstable() -> None:
     assert 12 == len(executor.jobs)
 
 
-def test_nothing_but_spoiled_rounds_is_a_failure() -> None:
+def test_nothing_but_spoiled_rounds_is_unstable() -> None:
     def answer(job: Job) -> list[Measured]:
         raise UnstableError("hot")
 
     (benchmark,) = run(group(FakeExecutor(answer), "a"), retries=0).benchmarks
-    assert ("failed", ("hot",), None) == (benchmark.status, benchmark.reasons, benchmark.summary)
+    assert ("unstable", ("hot",), None) == (benchmark.status, benchmark.reasons, benchmark.summary)
     assert 10 == len(benchmark.rounds)
 
 
