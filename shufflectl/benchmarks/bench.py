@@ -75,7 +75,7 @@ class BenchOptions:
         adb: The adb client's path; None for where it is usually found.
         fixed_performance: On a phone: whether to hold the clocks at what it can keep up.
         threads: Numbers of threads, each measured.
-        affinity: Cores to pin to; empty for none.
+        affinity: Cores to pin to; empty for none on this machine, and for the fastest ones of a phone.
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
         mode: None for paired where there is a baseline file, absolute otherwise.
         rounds: Processes of each artifact, or of each pair.
@@ -368,7 +368,7 @@ def _groups(
             config = Config(
                 options.accelerator,
                 threads,
-                options.affinity,
+                options.affinity or ("big" if options.device.kind == "android" else ""),
                 "unknown",
                 "paired" if alternating else "absolute",
                 options.rounds,

@@ -68,7 +68,8 @@ def bench(
     affinity: Annotated[
         str,
         typer.Option(
-            metavar="CORES", help="Pin the process to cores, as in 0,1; by default it is not pinned."
+            metavar="CORES|big|none",
+            help="Pin the process to cores, as in 0,1; on a phone to its fastest (big) by default.",
         ),
     ] = "",
     accelerator: Annotated[

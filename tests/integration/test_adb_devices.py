@@ -146,7 +146,7 @@ class TestTheFolderIsGone:
     ) -> None:
         code = (
             "import signal, sys\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
             "from shufflectl.deploy.devices import *\n"
             "device = find_device(Adb.find(), sys.argv[1])\n"
             "with Workspace(device, [FAREWELL]) as folder:\n"
