@@ -80,7 +80,7 @@ class TestExporters:
         run = exported(path, folder / path.stem, batch=batch)
         assert run.found.passed, run.found.failure
 
-    @pytest.mark.parametrize(("opset", "dynamic"), [(18, True), (20, False)])
+    @pytest.mark.parametrize(("opset", "dynamic"), [(18, True), (20, False), (23, False)])
     def test_dynamo(self, folder: Path, opset: int, dynamic: bool) -> None:
         path = folder / f"dynamo{opset}.onnx"
         exporters.export(tiny_v2(), path, opset=opset, dynamo=True, dynamic=dynamic, size=32)
