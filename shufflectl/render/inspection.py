@@ -29,6 +29,8 @@ def inspection(output: Output, found: "Inspection", *, operators: bool) -> None:
     if summary.metadata is not None:
         info = summary.metadata
         output.text(f"model {escape(info.name)}, weights {escape(info.weights or UNKNOWN)}")
+        if info.input is not None:
+            output.text(f"takes images as {escape(info.input.text)}")
     for title, tensors in (("inputs", summary.inputs), ("outputs", summary.outputs)):
         rows = [[escape(t.name), shape(t.shape), t.dtype or UNKNOWN] for t in tensors]
         output.table(title, ["name", "shape", "type"], rows)
