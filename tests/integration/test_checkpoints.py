@@ -1,4 +1,4 @@
-"""Checkpoints as other people write them: identified, exported and held against torch, from the file alone."""
+"""Checkpoints as other people write them: identified, exported and held against torch, from the file."""
 
 from collections.abc import Callable
 from functools import partial
