@@ -118,21 +118,20 @@ class _Stream(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Read until the end."""
-        while chunk := self.source.read(_CHUNK):
-            if len(self.kept) + len(chunk) > self._limit:
-                self.overflowed = True
-                self._process.kill()
-                return
-            self.kept += chunk
+        """Read until the end, and close the stream: closed by another, its number might be another file's."""
+        with self.source:
+            while chunk := self.source.read(_CHUNK):
+                if len(self.kept) + len(chunk) > self._limit:
+                    self.overflowed = True
+                    self._process.kill()
+                    return
+                self.kept += chunk
 
 
 def _end(process: "subprocess.Popen[bytes]", streams: Sequence[_Stream]) -> None:
-    """Kill a program that still runs, and close its streams, however the wait for it ended."""
+    """Kill a program that still runs, and let its streams end, however the wait for it ended."""
     if process.poll() is None:
         process.kill()
         process.wait()
     for stream in streams:
         stream.join(_GRACE_S)
-        if not stream.is_alive():  # closing what another thread reads would free its number for another file
-            stream.source.close()

@@ -428,6 +428,9 @@ class Shell:
             pump.start()
         for pump in pumps:
             pump.join()
+        for source in (process.stdout, process.stderr):
+            if source is not None:
+                source.close()
         status = process.wait()
         self._packet(EXIT, bytes([status if status >= 0 else 128 - status]))
 

@@ -162,8 +162,6 @@ class Workspace:
                 keeper.kill()
                 keeper.wait()
             listener.join(1.0)
-            if keeper.stdout is not None and not listener.is_alive():
-                keeper.stdout.close()
         if listener.removed or not listener.made:
             return True
         try:
@@ -201,11 +199,10 @@ class _Listener(threading.Thread):
 
     def run(self) -> None:
         stream = self._keeper.stdout
-        try:
-            while stream is not None and (chunk := stream.read(4096)):
+        assert stream is not None  # noqa: S101 - it is a pipe, which the type does not say
+        with suppress(OSError, ValueError), stream:
+            while chunk := stream.read(4096):
                 self._heard = (self._heard + chunk)[-self._ENOUGH :]
                 if self.made:
                     self.ready.set()
-        except (OSError, ValueError):
-            pass
         self.ready.set()
