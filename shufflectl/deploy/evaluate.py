@@ -421,6 +421,9 @@ def _evaluate(
         names = info.labels if info is not None else loaded.labels if loaded is not None else ()
         outputs, classes_by = _outputs_of(images, names, everyone[0].outputs, title)
         labels = outputs[np.asarray(images.labels, np.int64)]
+        trained = runners[0].preprocess
+        images = images.seen(trained.crop)
+        fit = "squash" if fit == "auto" and trained.resize == "squash" else fit
         usable = _run(everyone, reference, images, labels, size, fit, damaged, title, notify)
         diagnosis = _Diagnosis(images, outputs, labels, usable, size, fit, reference, notify)
         # The fastest file first: those that answer the same are explained by it.

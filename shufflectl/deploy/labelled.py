@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -119,6 +119,9 @@ class Images(Protocol):
     def resized(self) -> bool:
         """Whether there is a choice how images get the input's size."""
 
+    def seen(self, crop: float) -> "Images":
+        """Return the same images, of which a crop leaves that share of the shorter side."""
+
     def read(self, index: int, size: int, fit: Fit) -> NDArray[np.uint8] | Damaged:
         """Return an image as ``[size, size, 3]``, RGB, or what is wrong with its file."""
 
@@ -144,6 +147,10 @@ class Bundled:
         """The digit of each image."""
         return tuple(int(label) for label in digits_test(1, self.count).labels)
 
+    def seen(self, crop: float) -> Images:  # noqa: ARG002 - a protocol
+        """Return the images: they are never cropped."""
+        return self
+
     def read(self, index: int, size: int, fit: Fit) -> NDArray[np.uint8] | Damaged:  # noqa: ARG002 - a protocol
         """Return an image as ``[size, size, 3]``."""
         if size not in self._sizes:
@@ -163,6 +170,7 @@ class ImageFolder:
         files: The images below the folder, class by class.
         labels: The class of each.
         refused: Files that are not looked into: links that lead out of the folder, what is not a file.
+        crop: The share of the shorter side that a crop leaves.
     """
 
     folder: Path
@@ -170,12 +178,17 @@ class ImageFolder:
     files: tuple[str, ...]
     labels: tuple[int, ...]
     refused: tuple[Damaged, ...] = ()
+    crop: float = _CROPPED
     resized: bool = field(default=True, init=False)
 
     @property
     def source(self) -> str:
         """The folder, as the user named it."""
         return str(self.folder)
+
+    def seen(self, crop: float) -> Images:
+        """Return the same images, of which a crop leaves that share of the shorter side."""
+        return replace(self, crop=crop)
 
     def read(self, index: int, size: int, fit: Fit) -> NDArray[np.uint8] | Damaged:
         """Return an image as ``[size, size, 3]``, RGB, or what is wrong with its file.
@@ -186,7 +199,7 @@ class ImageFolder:
         Args:
             index: Of the image.
             size: Height and width of the result.
-            fit: ``crop`` resizes the shorter side to ``size / 0.875`` (256 for 224) and takes the middle;
+            fit: ``crop`` resizes the shorter side to ``size / crop`` (256 for 224) and takes the middle;
                 ``squash`` resizes both sides, whatever the proportions; ``auto`` leaves an image alone that
                 has the size already, and crops any other. Bilinear, with a low-pass filter (Pillow's).
         """
@@ -196,7 +209,7 @@ class ImageFolder:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of files that decode, but not cleanly
-                return _decode(self.folder / name, size, fit)
+                return _decode(self.folder / name, size, fit, self.crop)
         except DataError as error:
             return Damaged(name, error.message)
         except (*_UNREADABLE, DecompressionBombError) as error:
@@ -316,7 +329,7 @@ def _no_image(folder: Path, classes: list[str], refused: list[Damaged]) -> DataE
     return DataError(f"{where} holds an image", hint=hint)
 
 
-def _decode(path: Path, size: int, fit: Fit) -> NDArray[np.uint8]:
+def _decode(path: Path, size: int, fit: Fit, crop: float) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # what became a pipe since does not hold us up
@@ -327,7 +340,7 @@ def _decode(path: Path, size: int, fit: Fit) -> NDArray[np.uint8]:
                 f"declares {width} x {height} pixels, and {_MAX_PIXELS} are the most that is read"
             )
         image = _to_rgb(ImageOps.exif_transpose(opened))
-    return np.asarray(_fit(image, size, fit), np.uint8)
+    return np.asarray(_fit(image, size, fit, crop), np.uint8)
 
 
 def _to_rgb(image: "Image") -> "Image":
@@ -343,7 +356,7 @@ def _to_rgb(image: "Image") -> "Image":
     return image.convert("RGB")
 
 
-def _fit(image: "Image", size: int, fit: Fit) -> "Image":
+def _fit(image: "Image", size: int, fit: Fit, crop: float) -> "Image":
     from PIL.Image import Resampling
 
     if fit == "squash":
@@ -357,7 +370,7 @@ def _fit(image: "Image", size: int, fit: Fit) -> "Image":
         left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
         image = image.crop((left, top, min(width, left + longest), min(height, top + longest)))
         width, height = image.size
-    shorter = round(size / _CROPPED)
+    shorter = round(size / crop)
     scaled = [max(shorter, shorter * side // min(width, height)) for side in (width, height)]
     image = image.resize((scaled[0], scaled[1]), Resampling.BILINEAR)
     left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)

@@ -275,6 +275,15 @@ def test_crop_is_what_torchvision_does(tmp_path: Path) -> None:
     assert np.array_equal(expected, find_images(str(tmp_path)).read(0, 224, "crop"))
 
 
+def test_a_crop_leaves_the_share_that_is_asked_for(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), np.uint8)
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "cat" / "0.png")
+    resized = Image.fromarray(pixels).resize((312, 232), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[4 : 4 + 224, 44 : 44 + 224]
+    assert np.array_equal(expected, find_images(str(tmp_path)).seen(224 / 232).read(0, 224, "crop"))
+
+
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (1, 1), (3, 2)])
 def test_a_strip_is_read_in_bounded_memory(
     size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
