@@ -5,24 +5,25 @@ name that points back to the module that made it, and weights are initialisers. 
 emitters and parity all speak of its tensors by those names.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.errors import GraphError
-
-if TYPE_CHECKING:
-    from shufflectl.converters.quantize.scales import Scale
 
 __all__ = ["Graph", "Quantization", "TensorRecord"]
 
 _ORIGIN = "shufflectl.origin"
 _CHANNELS = "shufflectl.channels"
+_AREA = "shufflectl.area"
+_QUANTIZATION = "shufflectl.quantization"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Quantization:
         floats: The names of nodes that compute in floating point all the same.
     """
 
-    scales: Mapping[str, "Scale"]
+    scales: Mapping[str, Scale]
     floats: frozenset[str] = frozenset()
 
 
@@ -135,13 +136,17 @@ class Graph:
         return ir.to_proto(self.model)
 
     def to_bytes(self) -> bytes:
-        """Return the graph, its records included, as one ONNX file's bytes (for another process)."""
+        """Return the graph with its records and scales as one ONNX file's bytes (for another process)."""
         proto = self.to_proto()
         for name, record in self.records.items():
             proto.metadata_props.add(key=f"{_ORIGIN}:{name}", value=record.origin)
-            if record.channels is not None:
-                text = ",".join(str(c) for c in record.channels)
-                proto.metadata_props.add(key=f"{_CHANNELS}:{name}", value=text)
+            for kind, numbers in ((_CHANNELS, record.channels), (_AREA, record.area)):
+                if numbers is not None:
+                    proto.metadata_props.add(key=f"{kind}:{name}", value=",".join(map(str, numbers)))
+        if self.quantization is not None:
+            scales = {name: [grid.scale, grid.zero_point] for name, grid in self.quantization.scales.items()}
+            held = {"scales": scales, "floats": sorted(self.quantization.floats)}
+            proto.metadata_props.add(key=_QUANTIZATION, value=json.dumps(held))
         return bytes(proto.SerializeToString(deterministic=True))
 
     @classmethod
@@ -149,16 +154,27 @@ class Graph:
         """Read what `to_bytes` wrote."""
         proto = onnx.ModelProto.FromString(data)
         props = {p.key: p.value for p in proto.metadata_props}
+        held = props.pop(_QUANTIZATION, None)
         records, kept = {}, []
         for key, value in props.items():
             kind, _, name = key.partition(":")
             if kind == _ORIGIN:
-                channels = props.get(f"{_CHANNELS}:{name}")
-                order = None if channels is None else tuple(int(c) for c in channels.split(","))
-                records[name] = TensorRecord(value, order)
-            elif kind != _CHANNELS:
+                height_width = _integers(props.get(f"{_AREA}:{name}"))
+                area = None if height_width is None else (height_width[0], height_width[1])
+                records[name] = TensorRecord(value, _integers(props.get(f"{_CHANNELS}:{name}")), area)
+            elif kind not in (_CHANNELS, _AREA):
                 kept.append((key, value))
         del proto.metadata_props[:]
         for key, value in kept:
             proto.metadata_props.add(key=key, value=value)
-        return cls(ir.from_proto(proto), records)
+        return cls(ir.from_proto(proto), records, None if held is None else _quantization(held))
+
+
+def _integers(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(int(number) for number in text.split(",") if number)
+
+
+def _quantization(text: str) -> Quantization:
+    held = json.loads(text)
+    scales = {name: Scale(scale, zero_point) for name, (scale, zero_point) in held["scales"].items()}
+    return Quantization(scales, frozenset(held["floats"]))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shufflectl.converters.graph import Graph, TensorRecord
+from shufflectl.converters.graph import Graph, Quantization, TensorRecord
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.errors import GraphError
 from support.graphs import graph_from_text
 from support.nets import tiny_graph
@@ -80,20 +81,28 @@ records = st.dictionaries(
     names,
     st.builds(
         TensorRecord,
-        names,
-        st.none() | st.lists(st.integers(-1, 500), min_size=1, max_size=5).map(tuple),
+        names | st.just(""),
+        st.none() | st.lists(st.integers(-1, 500), max_size=5).map(tuple),
+        st.none() | st.tuples(st.integers(1, 999), st.integers(1, 999)),
     ),
     max_size=4,
 )
+scales = st.builds(Scale, st.floats(2.0**-126, 2.0**100, width=32, allow_nan=False), st.integers(-128, 127))
+quantizations = st.none() | st.builds(
+    Quantization, st.dictionaries(names, scales, max_size=4), st.frozensets(names, max_size=3)
+)
 
 
-@given(records)
-def test_bytes_give_the_graph_and_its_records_back(kept: dict[str, TensorRecord]) -> None:
+@given(records, quantizations)
+def test_bytes_give_the_graph_its_records_and_its_scales_back(
+    kept: dict[str, TensorRecord], quantization: Quantization | None
+) -> None:
     graph = graph_from_text(TEXT)
-    graph.records = dict(kept)
+    graph.records, graph.quantization = dict(kept), quantization
     graph.model.metadata_props["mine"] = "yes"
     again = Graph.from_bytes(graph.to_bytes())
     assert kept == again.records
+    assert quantization == again.quantization
     assert {"mine": "yes"} == dict(again.model.metadata_props)
     assert graph.to_bytes() == again.to_bytes()
 
