@@ -13,7 +13,7 @@ from shufflectl.benchmarks.results import Benchmark, Comparison, Suite, Verdict
 from shufflectl.benchmarks.statistics import median, median_interval, ratio_of_samples
 from shufflectl.errors import GateError, InputError, UnstableError, UsageError
 
-__all__ = ["compare_suites", "paired", "raise_for_verdicts", "unpaired"]
+__all__ = ["compare_suites", "paired", "paired_ratios", "raise_for_verdicts", "unpaired"]
 
 _HINT: Final = "measure both under the same conditions"
 
@@ -32,21 +32,26 @@ def paired(
     Returns:
         None where no process measured both.
     """
-    of_baseline = {
-        entry.order: entry.median_ns
-        for entry in baseline.rounds
-        if entry.valid and entry.partner == places[1] and entry.median_ns
-    }
-    ratios = [
-        entry.median_ns / of_baseline[entry.order]
-        for entry in candidate.rounds
-        if entry.valid and entry.partner == places[0] and entry.median_ns and entry.order in of_baseline
-    ]
+    ratios = paired_ratios(baseline, candidate, places)
     if not ratios:
         return None
     found = _Found("paired", median(ratios), median_interval(ratios), len(ratios))
     missing = len(ratios) < candidate.config.rounds
     return found.judged(baseline, candidate, tolerance, doubtful=missing)
+
+
+def paired_ratios(baseline: Benchmark, candidate: Benchmark, places: tuple[int, int]) -> list[float]:
+    """Return the ratio of medians of every process that held both artifacts and counts; see `paired`."""
+    of_baseline = {
+        entry.order: entry.median_ns
+        for entry in baseline.rounds
+        if entry.valid and entry.partner == places[1] and entry.median_ns
+    }
+    return [
+        entry.median_ns / of_baseline[entry.order]
+        for entry in candidate.rounds
+        if entry.valid and entry.partner == places[0] and entry.median_ns and entry.order in of_baseline
+    ]
 
 
 def unpaired(baseline: Benchmark, candidate: Benchmark, tolerance: float | None) -> Comparison:

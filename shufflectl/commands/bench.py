@@ -13,6 +13,7 @@ EXAMPLES = (
     "shufflectl bench dist/",
     "shufflectl bench new.tflite --baseline old.tflite --tolerance 3%",
     "shufflectl bench model.onnx --threads 1,2 --affinity 0,1 --out result.json --csv runs.csv",
+    "shufflectl bench new.tflite --baseline old.tflite --plot ratios.png",
     "shufflectl bench model.tflite --device android --runner litert-arm64",
 )
 
@@ -112,6 +113,14 @@ def bench(
         Path | None, typer.Option(metavar="FILE", help="Write the result, every run included, as JSON.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every run as CSV.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the medians of all processes, intervals and ratios, as .png, .svg or .pdf; needs "
+            "the extra 'plot'.",
+        ),
+    ] = None,
     _json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
@@ -124,6 +133,7 @@ def bench(
     from shufflectl.benchmarks.bench import bench as run_bench
     from shufflectl.benchmarks.options import parse_mode, parse_share, parse_threads
     from shufflectl.benchmarks.output import check_writable, write_csv, write_json
+    from shufflectl.benchmarks.plot import check_plot, write_plot
     from shufflectl.benchmarks.results import Warmup
     from shufflectl.render.benchmark import measured
 
@@ -151,11 +161,15 @@ def bench(
     for file in (out, csv):
         if file is not None:
             check_writable(file)
+    if plot is not None:
+        check_plot(plot)
     with OUTPUT.progress() as notify:
         result = run_bench(paths, options, notify)
     if out is not None:
         write_json(result.suite, out)
     if csv is not None:
         write_csv(result.suite, csv)
+    if plot is not None:
+        write_plot(result.suite, plot)
     measured(OUTPUT, result.suite, result.skipped)
     result.raise_for_failure()

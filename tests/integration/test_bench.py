@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_a_stored_baseline_of_another_runner_is_refused_and_what_was_measured_is
         (("--runner", "x"), 2, "phones"),
         (("--accelerator", "gpu"), 2, "gpu"),
         (("--out", "no/such/folder.json"), 3, "does not exist"),
+        (("--plot", "figure.gif"), 2, "not written as '.gif'"),
+        (("--plot", "no/such/figure.png"), 2, "does not exist"),
         (("--baseline", "missing.onnx"), 3, "does not exist"),
         (("--baseline", "missing.json"), 3, "cannot be read"),
     ],
@@ -102,6 +105,17 @@ def test_what_cannot_be_measured_is_refused(
     assert status == done.status
     assert says in done.document["error"]["message"]
     assert "Traceback" not in done.stderr
+
+
+def test_a_figure_without_matplotlib_is_refused_before_anything_is_measured(
+    run_cli: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    figure = tmp_path / "figure.png"
+    done = run_cli("bench", tmp_path / "none.onnx", "--plot", figure, env={"PYTHONPATH": paths})
+    assert 8 == done.status
+    assert "shufflectl[plot]" in done.stderr
 
 
 def test_formats_do_not_pair(run_cli: Any, digits_dist: Path) -> None:
