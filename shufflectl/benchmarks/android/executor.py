@@ -179,7 +179,13 @@ class AndroidExecutor:
         results = self._runner.read(job, finished)
         why = spoiled(after, self._usual, self._cores)
         return tuple(
-            replace(result, before=snapshot(before), after=snapshot(after), spoiled=why) for result in results
+            replace(
+                result,
+                before=snapshot(before),
+                after=replace(snapshot(after), waited=result.after.waited if result.after else None),
+                spoiled=why,
+            )
+            for result in results
         )
 
     def settle(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shufflectl.benchmarks.android.runners import KINDS, Finished, kind_of, runner
 from shufflectl.benchmarks.android.runners.benchmark_proto import read_benchmark_result
 from shufflectl.benchmarks.executor import Job
-from shufflectl.benchmarks.results import Delegation, Warmup
+from shufflectl.benchmarks.results import Delegation, Snapshot, Warmup
 from shufflectl.errors import ArtifactError, ShufflectlError, UnavailableError, UsageError
 
 TFLITE = """\
@@ -289,7 +289,13 @@ def own_document(count: int = 1, **changes: Any) -> dict[str, Any]:
         "output_fnv1a": "cbf29ce484222325",
         "delegation": {"accelerator": "xnnpack", "replaced": 150, "total": 151, "partitions": 1},
     }
-    document = {"schema": "shufflectl.runner/1", "version": "1.0", "accelerator": "cpu", "threads": 1}
+    document: dict[str, Any] = {
+        "schema": "shufflectl.runner/1",
+        "version": "1.0",
+        "accelerator": "cpu",
+        "threads": 1,
+    }
+    document |= {"measured_ns": 2_000_000_000, "waited_ns": 500_000_000}
     return {**document, "peak_rss_bytes": 41, "models": [model] * count, **changes}
 
 
@@ -320,6 +326,12 @@ class TestOwn:
         )
         assert Delegation("xnnpack", 150, 151, 1) == first.delegation
 
+    def test_how_long_the_process_measured_and_waited_for_a_core_is_read(self) -> None:
+        (found,) = self.read(own_document())
+        assert (2.0, Snapshot(waited=0.25)) == (found.measured_s, found.after)
+        (found,) = self.read(own_document(waited_ns=None))
+        assert found.after is None
+
     @pytest.mark.parametrize(
         "document",
         [
@@ -330,6 +342,8 @@ class TestOwn:
             own_document(accelerator="gpu"),
             own_document(2),
             own_document(peak_rss_bytes=-1),
+            own_document(measured_ns=1.5),
+            own_document(waited_ns=-1),
             own_document(models=[{**own_document()["models"][0], "samples_ns": [1.5] * 50}]),
             own_document(models=[{**own_document()["models"][0], "samples_ns": [True] * 50}]),
             own_document(models=[{**own_document()["models"][0], "samples_ns": [7] * 49}]),

@@ -105,7 +105,7 @@ class Runner(Protocol):
         """
 
     def read(self, job: Job, finished: Finished) -> tuple[Measured, ...]:
-        """Read one round, one result for each model.
+        """Read one round, one result for each model; its ``after`` holds what the process saw itself.
 
         Raises:
             ArtifactError: The program fails on the model.

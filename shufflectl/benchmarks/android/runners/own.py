@@ -6,11 +6,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from shufflectl.benchmarks.android.runners.base import Finished, Plan, complaint, failed, unreadable
 from shufflectl.benchmarks.executor import Job, Measured
-from shufflectl.benchmarks.results import Delegation
+from shufflectl.benchmarks.results import Delegation, Snapshot
 from shufflectl.errors import UnavailableError
 
 __all__ = ["OwnRunner"]
@@ -73,8 +74,8 @@ class OwnRunner:
             models = document["models"]
             if len(models) != len(job.artifacts):
                 raise ValueError("it measured another number of models")  # noqa: TRY301
-            peak = _whole(document["peak_rss_bytes"], 1 << 50)
-            results = tuple(_measured(model, peak) for model in models)
+            process = _process(document)
+            results = tuple(_measured(model, process) for model in models)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise unreadable(self.name, f"{type(error).__name__}: {error}"[:200]) from error
         few = [len(result.samples_ns) for result in results if len(result.samples_ns) < job.min_iterations]
@@ -83,15 +84,26 @@ class OwnRunner:
         return results
 
 
-def _measured(model: Mapping[str, Any], peak: int) -> Measured:
-    delegation = model["delegation"]
+def _process(document: Mapping[str, Any]) -> Measured:
+    """Return what holds for all models of a process."""
+    spent = _whole(document["measured_ns"])
+    waited = None if document["waited_ns"] is None else _whole(document["waited_ns"], 1 << 50)
     return Measured(
+        peak_rss_bytes=_whole(document["peak_rss_bytes"], 1 << 50),
+        after=None if waited is None or not spent else Snapshot(waited=waited / spent),
+        measured_s=spent / 1e9,
+    )
+
+
+def _measured(model: Mapping[str, Any], process: Measured) -> Measured:
+    delegation = model["delegation"]
+    return replace(
+        process,
         init_ns=_whole(model["init_ns"]),
         first_ns=_whole(model["first_ns"]),
         warmup_ns=_times(model["warmup_ns"]),
         steady=bool(model["steady"]),
         samples_ns=_times(model["samples_ns"]),
-        peak_rss_bytes=peak,
         delegation=None
         if delegation is None
         else Delegation(
