@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Final
 
 from shufflectl.errors import UnavailableError
@@ -47,6 +48,7 @@ def run(
     *,
     timeout: float,
     env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     limit: int = LIMIT,
     own_session: bool = False,
 ) -> Completed:
@@ -56,6 +58,7 @@ def run(
         argv: The program, by name or path, and its arguments.
         timeout: Seconds after which it is killed.
         env: Its whole environment; None for this process's.
+        folder: Its working folder; None for this process's.
         limit: The most bytes that it may print on each stream; more, and it is killed.
         own_session: Whether an interrupt from the keyboard spares it, because its caller ends it.
 
@@ -78,6 +81,7 @@ def run(
             stderr=subprocess.PIPE,
             bufsize=0,
             env=env,
+            cwd=folder,
             start_new_session=own_session,
         )
     except OSError as error:

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,8 @@ def test_a_child_that_keeps_the_streams_open_does_not_make_it_wait_forever() -> 
     code = "import subprocess; subprocess.Popen(['sleep', '8'])"
     with pytest.raises(UnavailableError, match="did not end within"):
         run([sys.executable, "-c", code], timeout=0.5)
+
+
+def test_a_program_works_in_the_folder_that_it_is_given(tmp_path: Path) -> None:
+    done = run([sys.executable, "-c", "import os; print(os.getcwd())"], timeout=20, folder=tmp_path)
+    assert f"{tmp_path.resolve()}\n" == done.stdout
