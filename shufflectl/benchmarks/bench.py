@@ -10,7 +10,8 @@ import shufflectl
 from shufflectl.benchmarks.compare import compare_suites, paired, raise_for_verdicts, unpaired
 from shufflectl.benchmarks.executor import Executor
 from shufflectl.benchmarks.local import machine
-from shufflectl.benchmarks.local.executor import RUNTIMES, LocalExecutor
+from shufflectl.benchmarks.local.own import OWN
+from shufflectl.benchmarks.local.runtimes import RUNTIMES, create, timed
 from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import (
     Benchmark,
@@ -70,7 +71,8 @@ class BenchOptions:
         device: Where.
         runtimes: On this machine: names from `RUNTIMES`; by default each format's preferred one.
         runtime_python: The interpreter in which tflite-runtime is installed.
-        runners: On a phone: names in the cache of runners, or paths; none where it holds just one.
+        runners: Names in the cache of runners, or paths; none where it holds just one that fits. Several on
+            a phone; on this machine one of our own, for the runtime `OWN`.
         runner_kind: On a phone: what the programs are; empty where they say.
         adb: The adb client's path; None for where it is usually found.
         fixed_performance: On a phone: whether to hold the clocks at what it can keep up.
@@ -123,10 +125,15 @@ class BenchOptions:
         if self.tolerance is not None and self.baseline is None and self.mode != "paired":
             raise UsageError("a tolerance needs a baseline", hint="pass --baseline FILE")
         if self.device.kind == "local":
-            if self.runners or self.runner_kind or self.adb or self.fixed_performance:
+            if self.runner_kind or self.adb or self.fixed_performance:
                 raise UsageError(
-                    "runners, adb and fixed performance are for phones",
+                    "kinds of runners, adb and fixed performance are for phones",
                     hint="choose with --runtime on this machine, or pass --device android",
+                )
+            if self.runners and (OWN not in self.runtimes or len(self.runners) > 1):
+                raise UsageError(
+                    f"a runner on this machine is one, and for the runtime {OWN}; others are for phones",
+                    hint=f"pass --runtime {OWN} with one --runner, or pass --device android",
                 )
             if self.accelerator != "cpu":
                 raise UsageError(
@@ -135,7 +142,7 @@ class BenchOptions:
                 )
             for name in self.runtimes:
                 if name not in RUNTIMES:
-                    LocalExecutor(name)  # says why
+                    create(name)  # says why
             machine.affinity(self.affinity)
         elif self.runtimes:
             raise UsageError("a runtime is of this machine", hint="choose with --runner on a phone")
@@ -311,11 +318,11 @@ def _runtimes(target: str, options: BenchOptions) -> tuple[str, ...]:
         MissingDependencyError, UnavailableError: None does.
         UsageError: The runtimes that were asked for are of other formats.
     """
-    asked = tuple(name for name in options.runtimes if name in TARGETS[target].runtimes)
+    asked = tuple(name for name in options.runtimes if name in timed(target))
     if options.runtimes and not asked:
         raise UsageError(
             f"{', '.join(options.runtimes)} does not run {TARGETS[target].extension} files",
-            hint="choose from: " + ", ".join(name for name in TARGETS[target].runtimes if name in RUNTIMES),
+            hint="choose from: " + ", ".join(timed(target)),
         )
     if asked:
         return asked
@@ -417,8 +424,10 @@ def _executors(
         raise UsageError(
             f"none of the files runs with {min(unused)}", hint="choose from: " + ", ".join(by_runtime)
         )
+    runner = next(iter(options.runners), None)
     return [
-        (LocalExecutor(name, python=options.runtime_python), places) for name, places in by_runtime.items()
+        (create(name, python=options.runtime_python, runner=runner), places)
+        for name, places in by_runtime.items()
     ]
 
 

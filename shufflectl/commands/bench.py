@@ -34,7 +34,8 @@ def bench(
         typer.Option(
             "--runtime",
             metavar="NAME",
-            help="On this machine; repeatable: onnxruntime, litert, tflite-runtime, coreml.",
+            help="On this machine; repeatable: onnxruntime, litert, litert-c (our own runner), "
+            "tflite-runtime, coreml.",
         ),
     ] = None,
     runtime_python: RuntimePython = None,
@@ -43,8 +44,8 @@ def bench(
         typer.Option(
             "--runner",
             metavar="NAME|PATH",
-            help="On a phone: what runs the files, a name that 'shufflectl runner' knows, or a program's "
-            "path; repeatable.",
+            help="A name that 'shufflectl runner' knows, or a program's path. On a phone: what runs the "
+            "files; repeatable. On this machine: our own runner, for --runtime litert-c.",
         ),
     ] = None,
     runner_kind: Annotated[

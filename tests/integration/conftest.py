@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from shufflectl.benchmarks.runner import NAME, build
 from support import adbd
 from support.adb_daemon import Daemon, Phone
 from support.adb_server import AdbServer, running
+from support.runner import require_compiler
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,12 @@ def real_device(
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def own_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own runner, built for this machine, in a folder of its own."""
+    require_compiler()
+    path = tmp_path_factory.mktemp("own-runner") / NAME
+    build(path)
+    return path

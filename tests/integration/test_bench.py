@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from shufflectl.benchmarks.results import read_suite
+from shufflectl.deploy.publish import digest
 
 pytestmark = pytest.mark.integration
 QUICK = ("--rounds", "6", "--min-seconds", "0.02", "--min-warmup", "0", "--max-warmup", "0.1")
@@ -90,6 +91,8 @@ def test_a_stored_baseline_of_another_runner_is_refused_and_what_was_measured_is
         (("--mode", "paired"), 2, "no pair"),
         (("--threads", "0"), 2, "threads"),
         (("--runner", "x"), 2, "phones"),
+        (("--runtime", "litert-c"), 2, "does not run"),
+        (("--runtime", "litert-c", "--runner", "x", "--runner", "y"), 2, "a runner on this machine is one"),
         (("--accelerator", "gpu"), 2, "gpu"),
         (("--out", "no/such/folder.json"), 3, "does not exist"),
         (("--plot", "figure.gif"), 2, "not written as '.gif'"),
@@ -116,6 +119,34 @@ def test_a_figure_without_matplotlib_is_refused_before_anything_is_measured(
     done = run_cli("bench", tmp_path / "none.onnx", "--plot", figure, env={"PYTHONPATH": paths})
     assert 8 == done.status
     assert "shufflectl[plot]" in done.stderr
+
+
+def test_our_own_runner_measures_here(
+    run_cli: Any, digits_dist: Path, own_runner: Path, tmp_path: Path
+) -> None:
+    file, out = digits_dist / "shufflenet_v2_x0_5-fp32.tflite", tmp_path / "result.json"
+    env = {"SHUFFLECTL_CACHE": str(tmp_path / "cache")}
+    words = ("bench", file, "--runtime", "litert-c", *QUICK)
+    missing = run_cli(*words, env=env)
+    assert 7 == missing.status
+    assert "shufflectl runner build" in missing.stderr
+    done = run_cli(*words, "--runner", own_runner, "--runtime", "litert", "--out", out, env=env)
+    assert done.status in FINE, done.stderr
+    ours, theirs = read_suite(out).benchmarks
+    assert (digest(own_runner), theirs.runner.version) == (ours.runner.sha256, ours.runner.version)
+    for entry in ours.rounds:
+        assert len(entry.samples_ns) >= 30
+        assert entry.first_ns == entry.warmup_ns[0]
+        assert 0 < (entry.init_ns or 0) < 10_000_000_000
+        assert 5e6 < (entry.peak_rss_bytes or 0) < 150e6
+        assert theirs.rounds[0].delegation == entry.delegation
+    assert "litert-c" in done.stdout
+    assert 0 == run_cli("runner", "add", "mine", own_runner, env=env).status
+    paired = run_cli(*words, "--baseline", file, "--tolerance", "900%", "--threads", "2", "--json", env=env)
+    assert 0 == paired.status, paired.stderr
+    (comparison,) = paired.document["comparisons"]
+    assert ("paired", "pass", 6) == tuple(comparison[key] for key in ("mode", "verdict", "rounds"))
+    assert paired.document["overhead"] is not None
 
 
 def test_formats_do_not_pair(run_cli: Any, digits_dist: Path) -> None:

@@ -235,6 +235,7 @@ def _keep(program: Program) -> Program:
         place.mkdir()
         try:
             shutil.copyfile(program.path, place / "program")
+            (place / "program").chmod(0o755)  # our own runs here too
             for library in program.libraries:
                 shutil.copyfile(library, place / library.name)
             (place / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

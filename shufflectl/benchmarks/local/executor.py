@@ -13,7 +13,7 @@ from shufflectl.benchmarks.executor import Job, Measured
 from shufflectl.benchmarks.local import machine
 from shufflectl.benchmarks.results import Delegation, RunnerInfo, Target
 from shufflectl.converters.targets import TARGETS
-from shufflectl.deploy.process import run
+from shufflectl.deploy.process import Completed, run
 from shufflectl.deploy.runtimes import create
 from shufflectl.errors import (
     ArtifactError,
@@ -25,10 +25,10 @@ from shufflectl.errors import (
     nearest,
 )
 
-__all__ = ["RUNTIMES", "LocalExecutor"]
+__all__ = ["RUNTIMES", "LocalExecutor", "call", "require_cpu", "require_file"]
 
 RUNTIMES: Final = ("onnxruntime", "litert", "tflite-runtime", "coreml")
-"""Runtimes that are worth timing; the Core ML reference is none."""
+"""Runtimes that the worker times; the Core ML reference is not worth it."""
 
 _WORKER: Final = Path(__file__).with_name("round_worker.py")
 _GRACE_S: Final = 120.0
@@ -97,7 +97,7 @@ class LocalExecutor:
                 raise MissingDependencyError(row.package, row.extra, f"running {row.extension} files")
             raise UnavailableError(f"{self._runtime.name}: {state.reason}", hint=state.remedy)
         for artifact in artifacts:
-            self._check(artifact)
+            require_file(artifact, self.format, self._runtime.name)
         self._runner = RunnerInfo(
             self._runner.name,
             state.version,
@@ -108,32 +108,12 @@ class LocalExecutor:
         )
         yield
 
-    def _check(self, artifact: Path) -> None:
-        """Refuse what the runtime would follow out of the folder, or does not check itself."""
-        if artifact.suffix != TARGETS[self.format].extension:
-            raise ArtifactError(
-                f"{self._runtime.name} does not run {artifact.name}",
-                hint=f"it runs {TARGETS[self.format].extension} files",
-            )
-        if self.format == "tflite":
-            from shufflectl.deploy.runtimes import tflite_file
-
-            tflite_file.read(artifact)
-        elif self.format == "onnx":
-            from shufflectl.deploy.onnx_weights import external_files, parse
-
-            external_files(parse(artifact)[0], artifact)
-
     def settle(self) -> None:
         """Do nothing: there is nothing to wait for."""
 
     def run(self, job: Job) -> tuple[Measured, ...]:
         """Run one job in a fresh process; see `Executor.run`."""
-        if job.accelerator != "cpu":
-            raise UsageError(
-                f"on this machine files run on the CPU, not on {job.accelerator!r}",
-                hint="leave --accelerator out",
-            )
+        require_cpu(job)
         request = {
             "runtime": self._runtime.name,
             "artifacts": [str(path.absolute()) for path in job.artifacts],
@@ -145,21 +125,11 @@ class LocalExecutor:
             "settle": job.settle,
             "affinity": list(machine.affinity(job.affinity)),
         }
-        asked = job.warmup.max_seconds + job.min_seconds
-        timeout = self._timeout or _GRACE_S + _PATIENCE * asked
         before = machine.snapshot()
         # -I: neither PYTHONPATH nor the worker's own folder may lend it modules
         argv = [self._python, "-I", str(_WORKER), json.dumps(request)]
         names = " and ".join(path.name for path in job.artifacts)
-        try:
-            done = run(argv, timeout=timeout, limit=_MAX_REPLY)
-        except UnavailableError as error:
-            if "did not end" not in error.message:
-                raise
-            raise ArtifactError(
-                f"{self._runtime.name} did not get done with {names} within {timeout:g} s",
-                hint="ask for fewer runs with --min-iterations, or see whether the file runs at all",
-            ) from error
+        done = call(argv, job, self._runtime.name, timeout=self._timeout)
         reply = self._reply(done.stdout, done.status, done.stderr, names)
         after = machine.snapshot(noise=reply["noise"])
         try:
@@ -205,6 +175,68 @@ class LocalExecutor:
 
     def _nonsense(self, names: str) -> UnstableError:
         return UnstableError(f"the reply of {self._runtime.name} on {names} makes no sense")
+
+
+def require_cpu(job: Job) -> None:
+    """Refuse what runs on phones only.
+
+    Raises:
+        UsageError: The job asks for another accelerator.
+    """
+    if job.accelerator != "cpu":
+        raise UsageError(
+            f"on this machine files run on the CPU, not on {job.accelerator!r}",
+            hint="leave --accelerator out",
+        )
+
+
+def require_file(artifact: Path, target: str, runtime: str) -> None:
+    """Refuse what a runtime would follow out of the folder, or does not check itself.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or of another format than the target's.
+    """
+    if artifact.suffix != TARGETS[target].extension:
+        raise ArtifactError(
+            f"{runtime} does not run {artifact.name}", hint=f"it runs {TARGETS[target].extension} files"
+        )
+    if target == "tflite":
+        from shufflectl.deploy.runtimes import tflite_file
+
+        tflite_file.read(artifact)
+    elif target == "onnx":
+        from shufflectl.deploy.onnx_weights import external_files, parse
+
+        external_files(parse(artifact)[0], artifact)
+
+
+def call(
+    argv: Sequence[str], job: Job, runtime: str, *, timeout: float | None = None, folder: Path | None = None
+) -> Completed:
+    """Run the process of a job, for as long as the job may take.
+
+    Args:
+        argv: The program and its arguments.
+        job: The job.
+        runtime: What runs it, for messages.
+        timeout: The longest time in seconds; None for one that follows from the job.
+        folder: The process's working folder; None for this one's.
+
+    Raises:
+        ArtifactError: It did not end in time.
+        UnavailableError: It cannot be started, or printed too much.
+    """
+    longest = timeout or _GRACE_S + _PATIENCE * (job.warmup.max_seconds + job.min_seconds)
+    try:
+        return run(argv, timeout=longest, folder=folder, limit=_MAX_REPLY)
+    except UnavailableError as error:
+        if "did not end" not in error.message:
+            raise
+        names = " and ".join(path.name for path in job.artifacts)
+        raise ArtifactError(
+            f"{runtime} did not get done with {names} within {longest:g} s",
+            hint="ask for fewer runs with --min-iterations, or see whether the file runs at all",
+        ) from error
 
 
 def _measured(entry: Mapping[str, Any], peak: Any, before: Any, after: Any, measured_s: float) -> Measured:

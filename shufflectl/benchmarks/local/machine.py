@@ -3,13 +3,15 @@
 import contextlib
 import os
 import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from shufflectl.benchmarks.results import Snapshot, Target
 from shufflectl.errors import UsageError
 
-__all__ = ["affinity", "snapshot", "target"]
+__all__ = ["affinity", "noise", "pinned", "processor_time", "snapshot", "target"]
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
 
@@ -97,3 +99,58 @@ def affinity(text: str) -> tuple[int, ...]:
             hint="choose from: " + ", ".join(map(str, sorted(allowed))),
         )
     return cores
+
+
+@contextlib.contextmanager
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Pin this thread, and what it starts meanwhile, to cores; where none is named, do nothing."""
+    if not cores:
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@dataclass(frozen=True)
+class ProcessorTime:
+    """CPU time so far, in seconds.
+
+    Attributes:
+        total: Of all cores, idle ones included.
+        busy: What programs took of it.
+        stolen: What a hypervisor gave to others.
+        children: What programs took that this process started, and that have ended.
+    """
+
+    total: float
+    busy: float
+    stolen: float
+    children: float
+
+
+def processor_time() -> ProcessorTime | None:
+    """Return the CPU time so far; None where the system does not tell."""
+    try:
+        with Path("/proc/stat").open(encoding="ascii") as stream:
+            ticks = [int(word) / os.sysconf("SC_CLK_TCK") for word in stream.readline().split()[1:9]]
+        user, nice, system, _idle, _iowait, irq, softirq, stolen = ticks
+    except (OSError, ValueError):
+        return None
+    used = os.times()
+    busy = user + nice + system + irq + softirq
+    return ProcessorTime(sum(ticks), busy, stolen, used.children_user + used.children_system)
+
+
+def noise(begin: ProcessorTime | None, end: ProcessorTime | None) -> dict[str, float]:
+    """Return what others than this process's children took of the CPU between two moments, as shares."""
+    if begin is None or end is None or end.total <= begin.total:
+        return {}
+    total, children = end.total - begin.total, end.children - begin.children
+    return {
+        "stolen": min(1.0, max(0.0, (end.stolen - begin.stolen) / total)),
+        "others": min(1.0, max(0.0, (end.busy - begin.busy - children) / total)),
+    }
