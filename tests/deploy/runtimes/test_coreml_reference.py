@@ -490,9 +490,9 @@ EDITED: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
         "coreml-reference cannot take operator lstm",
     ),
     "weights to unpack": (
-        lambda s: setattr(operation(s, "sigmoid"), "type", "constexpr_cast"),
+        lambda s: setattr(operation(s, "sigmoid"), "type", "constexpr_sparse_to_dense"),
         UnsupportedOperatorError,
-        "constexpr_cast",
+        "constexpr_sparse_to_dense",
     ),
 }
 

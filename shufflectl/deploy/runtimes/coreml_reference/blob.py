@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from shufflectl.errors import ArtifactError
 
-__all__ = ["BLOB_TYPES", "BlobFile"]
+__all__ = ["BLOB_TYPES", "NARROW_TYPES", "BlobFile"]
 
 _HEADER: Final = struct.Struct("<II56x")
 _RECORD: Final = struct.Struct("<IIQQQ32x")
@@ -42,7 +42,12 @@ BLOB_TYPES: Final = MappingProxyType(
         15: np.dtype("<u4"),
     }
 )
-"""MILBlob's ``BlobDataType`` as numpy types, without those narrower than a byte."""
+"""MILBlob's ``BlobDataType`` as numpy types."""
+
+NARROW_TYPES: Final = MappingProxyType(
+    {"INT4": 8, "UINT1": 9, "UINT2": 10, "UINT4": 11, "UINT3": 12, "UINT6": 13}
+)
+"""The numbers of types narrower than a byte, by MIL's names."""
 
 
 class BlobFile:
@@ -91,21 +96,48 @@ class BlobFile:
         Raises:
             ArtifactError: The record or the data lie outside the file, or are not what the program declares.
         """
-        if offset < _HEADER.size or offset + _RECORD.size > len(self._map):
-            raise self._damaged(offset, "lies outside the file")
-        sentinel, kind, size, start, _ = _RECORD.unpack_from(self._map, offset)
-        if sentinel != _SENTINEL:
-            raise self._damaged(offset, "does not begin with the mark of a blob")
-        if BLOB_TYPES.get(kind) != dtype:
-            raise self._damaged(offset, f"has data type {kind}, and the program wants {dtype.name}")
+        start = self._found(
+            offset, {kind for kind, known in BLOB_TYPES.items() if known == dtype}, dtype.name
+        )
         count = 1
         for dimension in shape:
             count *= dimension
-        if size != count * dtype.itemsize:
-            raise self._damaged(offset, f"has {size} bytes, and the program wants {count} x {dtype.name}")
+        self._sized(offset, count * dtype.itemsize, f"{count} x {dtype.name}")
+        return np.frombuffer(self._map, dtype, count, start).reshape(shape).copy()
+
+    def read_packed(self, offset: int, kind: str, size: int) -> NDArray[np.uint8]:
+        """Return a copy of the bytes of a blob whose numbers are narrower than a byte.
+
+        Args:
+            offset: Where the blob's record is.
+            kind: MIL's name of the type that the program declares, one of `NARROW_TYPES`.
+            size: How many bytes the program's shape takes.
+
+        Raises:
+            ArtifactError: As for `read`.
+        """
+        start = self._found(offset, {NARROW_TYPES[kind]}, kind.lower())
+        self._sized(offset, size, f"{size} bytes of {kind.lower()}")
+        return np.frombuffer(self._map, np.uint8, size, start).copy()
+
+    def _found(self, offset: int, kinds: set[int], wanted: str) -> int:
+        """Return where the data of a blob of one of these types begins."""
+        if offset < _HEADER.size or offset + _RECORD.size > len(self._map):
+            raise self._damaged(offset, "lies outside the file")
+        sentinel, kind, _, start, _ = _RECORD.unpack_from(self._map, offset)
+        if sentinel != _SENTINEL:
+            raise self._damaged(offset, "does not begin with the mark of a blob")
+        if kind not in kinds:
+            raise self._damaged(offset, f"has data type {kind}, and the program wants {wanted}")
+        return int(start)
+
+    def _sized(self, offset: int, wanted: int, what: str) -> None:
+        """Refuse a blob of another size, or one that ends outside the file."""
+        _, _, size, start, _ = _RECORD.unpack_from(self._map, offset)
+        if size != wanted:
+            raise self._damaged(offset, f"has {size} bytes, and the program wants {what}")
         if start + size > len(self._map):
             raise self._damaged(offset, f"ends at byte {start + size} of {len(self._map)}")
-        return np.frombuffer(self._map, dtype, count, start).reshape(shape).copy()
 
     def _damaged(self, offset: int, why: str) -> ArtifactError:
         return ArtifactError(f"{self.path} is damaged: the blob at offset {offset} {why}", hint=_REMEDY)

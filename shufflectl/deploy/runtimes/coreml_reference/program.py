@@ -1,47 +1,35 @@
-"""A MIL program as a plan: constants decoded once, one closure an operation."""
+"""A MIL program as a plan: constants decoded once, weights that are held in fewer bits included."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from shufflectl.deploy.runtimes.coreml_reference.blob import BlobFile
+from shufflectl.deploy.runtimes.coreml_reference.blob import NARROW_TYPES, BlobFile
+from shufflectl.deploy.runtimes.coreml_reference.compressed import (
+    COMPRESSED,
+    MAX_WEIGHTS,
+    decompressed,
+    unpacked,
+)
+from shufflectl.deploy.runtimes.coreml_reference.operation import (
+    NAME,
+    NUMPY,
+    Declared,
+    Operation,
+    Text,
+    room,
+)
 from shufflectl.deploy.runtimes.coreml_reference.package import inside
 from shufflectl.deploy.runtimes.coreml_reference.protos import message_modules
 from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
-__all__ = [
-    "MAX_LIVE",
-    "NAME",
-    "Argument",
-    "Compute",
-    "Declared",
-    "Operation",
-    "Program",
-    "held",
-    "read_program",
-    "room",
-]
-
-NAME: Final = "coreml-reference"
-
-MAX_ELEMENTS: Final = 1 << 29
-"""Elements of one tensor (2 GiB of fp32): a program that asks for more is refused, not tried."""
-
-MAX_LIVE: Final = 1 << 31
-"""Elements of all tensors that are held at one time."""
-
-Argument = str | torch.Tensor
-"""An operand: the name of a tensor that is computed, or a constant."""
-
-Compute = Callable[..., Any]
-"""What an operation does: tensors to a tensor, or to a tuple of them where it has several outputs."""
+__all__ = ["Program", "read_program"]
 
 _REMEDY: Final = "export the model again, and copy the whole .mlpackage folder"
 _MODEL_PATH: Final = "@model_path/"
@@ -58,183 +46,6 @@ _FIELDS: Final = MappingProxyType(
     }
 )
 """Which field of a ``TensorValue`` holds which type; others are in ``bytes``, or 16-bit ones in ``ints``."""
-
-_NUMPY: Final = MappingProxyType(
-    {
-        "BOOL": np.dtype(np.bool_),
-        "FLOAT16": np.dtype("<f2"),
-        "FLOAT32": np.dtype("<f4"),
-        "FLOAT64": np.dtype("<f8"),
-        "INT8": np.dtype("i1"),
-        "INT16": np.dtype("<i2"),
-        "INT32": np.dtype("<i4"),
-        "INT64": np.dtype("<i8"),
-        "UINT8": np.dtype("u1"),
-        "UINT16": np.dtype("<u2"),
-        "UINT32": np.dtype("<u4"),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Declared:
-    """A tensor as the program declares it.
-
-    Attributes:
-        name: Its name.
-        kind: MIL's data type, as ``FLOAT16``.
-        shape: Its shape; None for a size that is not fixed.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int | None, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy type of its elements."""
-        return _NUMPY[self.kind]
-
-
-def room(shape: Sequence[int], what: str, limit: int = MAX_ELEMENTS) -> None:
-    """Refuse a tensor that would not fit into memory.
-
-    Raises:
-        ArtifactError: It has more than ``limit`` elements, or a negative size.
-    """
-    if min(shape, default=0) < 0 or math.prod(shape) > limit:
-        raise ArtifactError(
-            f"{what} asks for a tensor of shape {list(shape)}", hint="do not use this package"
-        )
-
-
-def held(array: NDArray[Any]) -> torch.Tensor:
-    """Return a constant or an input as the runtime holds it: floats as fp32, integers as int32."""
-    if array.dtype.kind == "f":
-        # A value that fp16 has is the same value in fp32; where rounding is due is the operations' matter.
-        with np.errstate(over="ignore"):
-            return torch.from_numpy(np.ascontiguousarray(array, np.float32))
-    if array.dtype.kind in "iu":
-        return torch.from_numpy(np.ascontiguousarray(array).astype(np.int32))
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-@dataclass(frozen=True)
-class Text:
-    """A constant string: not the name of a tensor."""
-
-    value: str
-
-
-class Operation:
-    """One operation, as its builder in `operations` reads it.
-
-    Args:
-        type: The operation's type, as ``conv``.
-        inputs: For each parameter its operands: names of computed tensors, arrays, or text.
-        outputs: What it computes.
-    """
-
-    def __init__(
-        self,
-        type: str,  # noqa: A002 - MIL's word
-        inputs: Mapping[str, Sequence[str | NDArray[Any] | Text]],
-        outputs: Sequence[Declared],
-    ) -> None:
-        self.type = type
-        self.inputs = inputs
-        self.outputs = tuple(outputs)
-
-    @property
-    def name(self) -> str:
-        """The name of its first output."""
-        return self.outputs[0].name if self.outputs else "?"
-
-    def refuse(self, why: str = "") -> UnsupportedOperatorError:
-        """Return the error that says why this operation is not executed."""
-        return UnsupportedOperatorError(self.name, self.type, NAME, why=why)
-
-    def damaged(self, why: str) -> ArtifactError:
-        """Return the error that says what is wrong with this operation."""
-        return ArtifactError(
-            f"the program is damaged: operation {self.type} ({self.name!r}) {why}", hint=_REMEDY
-        )
-
-    def has(self, parameter: str) -> bool:
-        """Say whether an optional parameter is given."""
-        return bool(self.inputs.get(parameter))
-
-    def arguments(self, parameter: str) -> list[Argument]:
-        """Return the operands of a parameter that takes any number of them."""
-        found: list[Argument] = []
-        for item in self.inputs.get(parameter, ()):
-            if isinstance(item, Text):
-                raise self.damaged(f"has text for parameter {parameter}")
-            found.append(item if isinstance(item, str) else held(item))
-        if not found:
-            raise self.damaged(f"has no parameter {parameter}")
-        return found
-
-    def argument(self, parameter: str) -> Argument:
-        """Return the operand of a parameter."""
-        found = self.arguments(parameter)
-        if len(found) != 1:
-            raise self.damaged(f"has {len(found)} values for parameter {parameter}")
-        return found[0]
-
-    def constant(self, parameter: str) -> NDArray[Any]:
-        """Return a parameter that must be known when the program is loaded."""
-        items = self.inputs.get(parameter, ())
-        if not items:
-            raise self.damaged(f"has no parameter {parameter}")
-        if len(items) != 1 or isinstance(items[0], Text):
-            raise self.damaged(f"has no number for parameter {parameter}")
-        item = items[0]
-        if isinstance(item, str):
-            raise self.refuse(f"its {parameter} is not constant")
-        return item
-
-    def tensor(self, parameter: str) -> torch.Tensor:
-        """Return a constant tensor."""
-        return held(self.constant(parameter))
-
-    def integers(self, parameter: str, default: Sequence[int] | None = None) -> list[int]:
-        """Return a constant list of integers."""
-        if default is not None and not self.has(parameter):
-            return list(default)
-        return [int(v) for v in self.constant(parameter).reshape(-1)]
-
-    def flags(self, parameter: str, default: Sequence[bool]) -> list[bool]:
-        """Return a constant list of truth values."""
-        if not self.has(parameter):
-            return list(default)
-        return [bool(v) for v in self.constant(parameter).reshape(-1)]
-
-    def number(self, parameter: str, default: float | None = None) -> float:
-        """Return a constant number."""
-        if default is not None and not self.has(parameter):
-            return default
-        array = self.constant(parameter)
-        if array.size != 1:
-            raise self.damaged(f"has {array.size} numbers for parameter {parameter}")
-        return float(array.reshape(())[()])
-
-    def integer(self, parameter: str, default: int | None = None) -> int:
-        """Return a constant integer."""
-        return int(self.number(parameter, default))
-
-    def flag(self, parameter: str, *, default: bool) -> bool:
-        """Return a constant truth value."""
-        return bool(self.number(parameter, float(default)))
-
-    def text(self, parameter: str, default: str | None = None) -> str:
-        """Return a constant string."""
-        if default is not None and not self.has(parameter):
-            return default
-        items = self.inputs.get(parameter, ())
-        if len(items) != 1 or not isinstance(items[0], Text):
-            raise self.damaged(f"has no text for parameter {parameter}")
-        return items[0].value
 
 
 @dataclass(frozen=True)
@@ -283,7 +94,7 @@ class _Reader:
             )
         tensor = item.type.tensorType
         kind = self.kind(tensor.dataType)
-        if kind not in _NUMPY:
+        if kind not in NUMPY:
             raise ArtifactError(f"{item.name!r} has elements of type {kind}, which cannot be executed")
         shape = self._shape(tensor, fixed=False)
         room([1 if d is None else d for d in shape], f"{item.name!r}")
@@ -306,19 +117,21 @@ class _Reader:
         tensor = value.type.tensorType
         kind = self.kind(tensor.dataType)
         shape = tuple(d for d in self._shape(tensor, fixed=True) if d is not None)
+        if kind in NARROW_TYPES:
+            return self._narrow(value, kind, shape)
         if value.WhichOneof("value") == "blobFileValue":
-            if kind not in _NUMPY:
+            if kind not in NUMPY:
                 raise ArtifactError(f"the program has weights of type {kind}, which cannot be executed")
             blob = value.blobFileValue
-            return self._file(str(blob.fileName)).read(int(blob.offset), _NUMPY[kind], shape)
+            return self._file(str(blob.fileName)).read(int(blob.offset), NUMPY[kind], shape)
         stored = value.immediateValue.tensor
         field = str(stored.WhichOneof("value"))
         values: Any = getattr(stored, field).values if field != "None" else ()
         if kind == "STRING" and field == "strings" and len(values) == 1:
             return Text(str(values[0]))
-        if kind not in _NUMPY:
+        if kind not in NUMPY:
             raise ArtifactError(f"the program has a constant of type {kind}, which cannot be executed")
-        dtype = _NUMPY[kind]
+        dtype = NUMPY[kind]
         if field == "bytes":
             if len(values) != math.prod(shape) * dtype.itemsize:
                 raise ArtifactError("the program has a constant of the wrong size", hint=_REMEDY)
@@ -331,6 +144,20 @@ class _Reader:
             raise ArtifactError(
                 f"the program has a constant that does not fit {kind}", hint=_REMEDY
             ) from error
+
+    def _narrow(self, value: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return a constant whose numbers are narrower than a byte, in bytes."""
+        bits, count = int(kind[-1]), math.prod(shape)
+        room(shape, "a constant", MAX_WEIGHTS)
+        size = -(-count * bits // 8)
+        if value.WhichOneof("value") == "blobFileValue":
+            blob = value.blobFileValue
+            data = self._file(str(blob.fileName)).read_packed(int(blob.offset), kind, size)
+        else:
+            data = np.frombuffer(value.immediateValue.tensor.bytes.values, np.uint8)
+            if data.size != size:
+                raise ArtifactError("the program has a constant of the wrong size", hint=_REMEDY)
+        return unpacked(data, bits, count, signed=kind == "INT4").reshape(shape)
 
     def _file(self, name: str) -> BlobFile:
         if name not in self._files:
@@ -377,6 +204,7 @@ def _decode(reader: _Reader, function: Any, block: Any) -> Program:
         raise ArtifactError("the program has two inputs of one name", hint=_REMEDY)
     constants: dict[str, NDArray[Any] | Text] = {}
     operations = []
+    budget = MAX_WEIGHTS
     for item in block.operations:
         if item.type == "const":
             if len(item.outputs) != 1 or "val" not in item.attributes:
@@ -391,25 +219,41 @@ def _decode(reader: _Reader, function: Any, block: Any) -> Program:
             raise ArtifactError(f"the program has an operation {item.type} without a result", hint=_REMEDY)
         if (
             item.blocks
-            or item.type.startswith("constexpr_")
+            or (item.type.startswith("constexpr_") and item.type not in COMPRESSED)
             or item.outputs[0].type.WhichOneof("type") != "tensorType"
         ):
             raise UnsupportedOperatorError(str(item.outputs[0].name), str(item.type), NAME)
         bound: dict[str, list[str | NDArray[Any] | Text]] = {}
         for parameter, argument in item.inputs.items():
             bound[parameter] = [_operand(reader, b, constants, known, item.type) for b in argument.arguments]
+        if item.type in COMPRESSED:
+            # Before iOS 18 they have their operands among the attributes.
+            bound |= {key: [reader.value(held)] for key, held in item.attributes.items() if key != "name"}
         outputs = [reader.declared(out) for out in item.outputs]
         for out in outputs:
             if out.name in known:
                 raise ArtifactError(f"the program has two tensors of the name {out.name!r}", hint=_REMEDY)
             known.add(out.name)
-        operations.append(Operation(str(item.type), bound, outputs))
+        operation = Operation(str(item.type), bound, outputs)
+        if item.type in COMPRESSED:
+            found = _constant(operation, budget)
+            constants[operation.name] = found
+            budget -= found.size
+            continue
+        operations.append(operation)
     results = tuple(str(name) for name in block.outputs)
     missing = [name for name in results if name not in known]
     if missing or not results:
         raise ArtifactError(f"the program has no tensor for its outputs {missing}", hint=_REMEDY)
     arrays = {name: value for name, value in constants.items() if not isinstance(value, Text)}
     return Program(inputs, results, tuple(operations), arrays)
+
+
+def _constant(operation: Operation, budget: int) -> NDArray[Any]:
+    try:
+        return decompressed(operation, budget)
+    except (ArithmeticError, IndexError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        raise operation.damaged("has parameters that do not make sense") from error
 
 
 def _operand(

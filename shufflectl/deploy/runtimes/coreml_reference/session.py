@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from shufflectl.deploy.files import own_metadata
 from shufflectl.deploy.runtimes.base import Arrays, TensorSpec, check_inputs
-from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
-from shufflectl.deploy.runtimes.coreml_reference.package import read_model
-from shufflectl.deploy.runtimes.coreml_reference.program import (
+from shufflectl.deploy.runtimes.coreml_reference.operation import (
     MAX_LIVE,
     NAME,
     Argument,
@@ -23,9 +21,11 @@ from shufflectl.deploy.runtimes.coreml_reference.program import (
     Declared,
     Operation,
     held,
-    read_program,
     room,
 )
+from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
+from shufflectl.deploy.runtimes.coreml_reference.package import read_model
+from shufflectl.deploy.runtimes.coreml_reference.program import read_program
 from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError
 
 __all__ = ["CoreMLReferenceSession"]
