@@ -17,6 +17,7 @@ cases, and that of the mean in 10 %, so they call too many equal files different
 import functools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Final
 
 __all__ = [
@@ -94,10 +95,11 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
 @functools.cache
 def _order(count: int, level: float) -> int:
     """Return the largest k for which the k-th from either end enclose the median; 0 where none does."""
-    allowed = (1 - level) / 2 * 2**count
-    below, k = 0, 0
-    while k < count // 2 and below + math.comb(count, k) <= allowed:
-        below += math.comb(count, k)
+    allowed = Fraction((1 - level) / 2) * 2**count  # more than a float holds from 1025 figures on
+    below, k, ways = 0, 0, 1
+    while k < count // 2 and below + ways <= allowed:
+        below += ways
+        ways = ways * (count - k) // (k + 1)
         k += 1
     return k
 

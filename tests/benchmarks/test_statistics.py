@@ -38,8 +38,11 @@ def test_coefficient_of_variation_divides_by_one_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "k"),  # H. A. David and H. N. Nagaraja: the sign test's table at 5 %
-    [(5, 0), (6, 1), (7, 1), (8, 1), (9, 2), (10, 2), (11, 2), (12, 3), (15, 4), (20, 6), (25, 8)],
+    ("count", "k"),  # H. A. David and H. N. Nagaraja: the sign test's table at 5 %; then scipy's binom
+    [
+        *((5, 0), (6, 1), (7, 1), (8, 1), (9, 2), (10, 2), (11, 2), (12, 3), (15, 4), (20, 6), (25, 8)),
+        *((1025, 481), (10_000, 4902)),
+    ],
 )
 def test_the_interval_of_a_median_is_between_the_kth_values(count: int, k: int) -> None:
     values = [float(v) for v in range(1, count + 1)]
