@@ -6,7 +6,9 @@ Sections:
 - simulated: equal files called different, and a 5% slowdown found; simulated processes through the protocol.
 - real: a file against itself, many times, on this machine.
 - agreement: our median against that of the runtimes' own tools, in fresh processes in turns.
-- overhead: what a call spends outside of measuring, and its memory against the number of rounds.
+- overhead: what a call spends outside of measuring.
+- memory: the most memory that measuring and writing a result take, against the number of rounds; simulated
+  rounds of the length that real ones have at default settings.
 
 The simulations take seconds. The others need a machine that does nothing else; each takes minutes.
 
@@ -16,9 +18,9 @@ Usage: python scripts/benchmark_protocol.py SECTION... [--onnx FILE] [--tflite F
 import argparse
 import json
 import math
-import os
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,8 +35,9 @@ from shufflectl.benchmarks.bench import BenchOptions, bench
 from shufflectl.benchmarks.compare import paired, unpaired
 from shufflectl.benchmarks.executor import Job, Measured
 from shufflectl.benchmarks.local.executor import LocalExecutor
+from shufflectl.benchmarks.output import write_csv, write_json
 from shufflectl.benchmarks.protocol import Group, Subject, measure
-from shufflectl.benchmarks.results import Config, ModelFile, RunnerInfo, Target, Warmup
+from shufflectl.benchmarks.results import Config, ModelFile, RunnerInfo, Snapshot, Suite, Target, Warmup
 from shufflectl.benchmarks.statistics import median, median_interval, ratio_of_samples
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "measuring.md"
@@ -302,20 +305,75 @@ def overhead(arguments: argparse.Namespace) -> str:
             share = suite.overhead or math.nan
             mode = "absolute" if baseline is None else "paired"
             rows.append(f"| {file.suffix[1:]} | {mode} | {suite.elapsed_s:.1f} | {share / (1 - share):.1%} |")
-    memory = []
-    for rounds in (10, 40, 160):
-        argv = [sys.executable, "-m", "shufflectl", "bench", str(arguments.tflite), "--rounds", str(rounds)]
-        argv += ["--min-seconds", "0.05", "--max-warmup", "0.3"]
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, _, used = os.wait4(process.pid, 0)
-        memory.append(f"{used.ru_maxrss / 1024:.0f} MB with {rounds}")
     head = (
         f"A call at default settings, one file of `shufflenet_v2_x1_0`; {_machine()}.",
         "",
         "| file | mode | seconds | time between rounds / time of warm-up and timed runs |",
         "|---|---|---:|---:|",
     )
-    return "\n".join((*head, *rows, "", f"Peak memory of `bench` by rounds: {', '.join(memory)}."))
+    return "\n".join((*head, *rows))
+
+
+_TIMED, _WARMUP = 1500, 600
+"""Runs of a default round of `shufflenet_v2_x1_0`: 2.5 s of 1.6 ms, and a warm-up of a second."""
+
+_MEMORY = """
+import sys, tempfile
+sys.path.insert(0, sys.argv[1])
+import benchmark_protocol
+print(benchmark_protocol.peak(int(sys.argv[2])))
+"""
+
+
+class Long(Simulated):
+    """Processes that run as often as real ones at default settings, on a machine of two cores."""
+
+    def run(self, job: Job) -> tuple[Measured, ...]:
+        """Return the runs of one process."""
+        state = Snapshot(0.5, "performance", {"0": 1, "1": 1}, {"0": 1, "1": 1}, stolen=0.0, others=0.0)
+
+        def runs(count: int) -> tuple[int, ...]:
+            return tuple(int(1.6e6 * math.exp(self.draw.gauss(0, RUNS))) for _ in range(count))
+
+        return tuple(
+            Measured(10**7, 10**7, runs(_WARMUP), True, runs(_TIMED), before=state, after=state)
+            for _ in job.artifacts
+        )
+
+
+def peak(rounds: int) -> int:
+    """Measure and write a result; return the most memory that this process held, in kB."""
+    config = Config("cpu", 1, "", "fp32", "absolute", rounds, Warmup(), 30, 2.5, 1, 0)
+    subject = Subject("a", Path("a"), ModelFile("a", "0" * 64, "onnx", 1))
+    found = measure([Group(Long(0, 0.0), config, (subject,))], notify=lambda *_: None)
+    suite = Suite("2026-01-31T12:00:00Z", "x", found.benchmarks)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_json(suite, Path(scratch) / "result.json")
+        write_csv(suite, Path(scratch) / "runs.csv")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory(_: argparse.Namespace) -> str:
+    """Peak memory against the number of rounds."""
+    counts = (10, 100, 1000, 4000)
+    found = []
+    for count in counts:
+        argv = [sys.executable, "-c", _MEMORY, str(Path(__file__).parent), str(count)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        found.append(int(done.stdout))
+    slope = (found[-1] - found[0]) / (counts[-1] - counts[0])
+    rows = [f"| {count} | {kilobytes / 1024:.1f} |" for count, kilobytes in zip(counts, found, strict=True)]
+    intro = (
+        f"Simulated rounds of {_TIMED} timed and {_WARMUP} warm-up runs, measured by the protocol, "
+        "summarised, written as JSON and as CSV."
+    )
+    head = (
+        intro,
+        "",
+        "| rounds | peak memory, MiB |",
+        "|---:|---:|",
+    )
+    return "\n".join((*head, *rows, "", f"That is {slope:.1f} KiB a round."))
 
 
 def _machine() -> str:
@@ -332,6 +390,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "real": real,
     "agreement": agreement,
     "overhead": overhead,
+    "memory": memory,
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,13 @@ class Output:
         json.dump(data, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")
         sys.stdout.flush()  # a full disk shows here, not when the interpreter ends
+
+    def document_text(self, pieces: Iterable[str]) -> None:
+        """Print a result as JSON on standard output, like `document`, from pieces of its text."""
+        self._documented = True
+        sys.stdout.writelines(pieces)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
     def text(self, text: str) -> None:
         """Print a result as text (rich markup) on standard output."""

@@ -1,7 +1,6 @@
 """Results as files: JSON with everything, CSV with every run."""
 
 import csv
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ def write_json(suite: Suite, path: Path) -> None:
     """
 
     def write(stream: IO[str]) -> None:
-        json.dump(suite.to_json(), stream, allow_nan=False)
+        stream.writelines(suite.to_text())
         stream.write("\n")
 
     _write(path, write)

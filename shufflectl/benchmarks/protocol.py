@@ -19,6 +19,7 @@ from typing import Final
 
 from shufflectl.benchmarks.executor import Executor, Job, Measured
 from shufflectl.benchmarks.results import Benchmark, Config, ModelFile, Round, Status
+from shufflectl.benchmarks.samples import Spool
 from shufflectl.benchmarks.statistics import median
 from shufflectl.benchmarks.summary import summarise
 from shufflectl.errors import ShufflectlError, UnstableError
@@ -110,6 +111,7 @@ class _State:
 
     rounds: list[list[Round]]
     reasons: list[list[str]]
+    spool: Spool = field(default_factory=Spool)
     errors: list[ShufflectlError] = field(default_factory=list)
     order: int = 0
     measured_s: float = 0.0
@@ -251,9 +253,9 @@ def _keep(
                 spoiled,
                 entry.init_ns,
                 entry.first_ns,
-                entry.warmup_ns,
+                state.spool.keep(entry.warmup_ns),
                 entry.steady,
-                entry.samples_ns,
+                state.spool.keep(entry.samples_ns),
                 middle,
                 entry.reported,
                 entry.peak_rss_bytes,

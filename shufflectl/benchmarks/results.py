@@ -12,12 +12,12 @@ in this package before anything of it is used.
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from shufflectl.benchmarks.records import decode, encode
+from shufflectl.benchmarks.records import decode, encode, text
 from shufflectl.errors import ArtifactError
 
 __all__ = [
@@ -134,9 +134,9 @@ class Round:
     reason: str = ""
     init_ns: int | None = None
     first_ns: int | None = None
-    warmup_ns: tuple[int, ...] = ()
+    warmup_ns: Sequence[int] = ()
     steady: bool | None = None
-    samples_ns: tuple[int, ...] = ()
+    samples_ns: Sequence[int] = ()
     median_ns: float | None = None
     reported: Mapping[str, float] = field(default_factory=dict)
     peak_rss_bytes: int | None = None
@@ -406,6 +406,11 @@ class Suite:
     def to_json(self) -> JSON:
         """Return the suite as the document of ``schemas/bench-1.schema.json``."""
         return {"schema": SCHEMA, **encode(self)}
+
+    def to_text(self, *, indent: int | None = None) -> Iterator[str]:
+        """Yield the text of `to_json` in pieces: of all runs only those of one round are in memory."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return text({"schema": SCHEMA, **own}, indent=indent)
 
     @classmethod
     def from_json(cls, document: Any, name: str = "the result") -> Self:

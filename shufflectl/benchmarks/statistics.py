@@ -16,9 +16,15 @@ cases, and that of the mean in 10 %, so they call too many equal files different
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from shufflectl.benchmarks.selection import percentile_of_many, ranked
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = [
     "LEVEL",
@@ -32,6 +38,9 @@ __all__ = [
 
 LEVEL: Final = 0.95
 """The probability with which an interval holds the true value, at least."""
+
+_RATIOS: Final = 1_000_000
+"""More than so many are not held at once."""
 
 MIN_FOR_INTERVAL: Final = 6
 """Fewer figures than these cannot give an interval at `LEVEL`: 1 - 2 / 2**5 is 0.9375."""
@@ -123,9 +132,27 @@ def ratio_of_samples(
     """
     if not baseline or not candidate or min(*baseline, *candidate) <= 0:
         raise ValueError("ratios need positive figures on both sides")
-    ratios = sorted(c / b for b in baseline for c in candidate)
     k = _rank_order(len(baseline), len(candidate), level)
+    if len(baseline) * len(candidate) > _RATIOS:
+        return _ratio_of_many(baseline, candidate, k)
+    ratios = sorted(c / b for b in baseline for c in candidate)
     return median(ratios), (ratios[k - 1], ratios[-k]) if k else None
+
+
+def _ratio_of_many(
+    baseline: Sequence[float], candidate: Sequence[float], k: int
+) -> tuple[float, tuple[float, float]]:
+    """Return what `ratio_of_samples` does, without holding every ratio."""
+    import numpy as np
+
+    figures = np.array(candidate, np.float64)
+    count = len(baseline) * len(candidate)
+
+    def ratios() -> "Iterator[npt.NDArray[np.float64]]":
+        return (figures / base for base in baseline)
+
+    ends = ranked(ratios, k - 1), ranked(ratios, count - k)
+    return percentile_of_many(ratios, count, 0.5), ends
 
 
 @functools.cache

@@ -1,17 +1,24 @@
 """The figures of a benchmark from its rounds, and warnings about what makes them worth less."""
 
+import bisect
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Final
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from shufflectl.benchmarks.results import Config, Flag, Round, Snapshot, Summary
+from shufflectl.benchmarks.samples import as_array
+from shufflectl.benchmarks.selection import HELD, percentile_of_many
 from shufflectl.benchmarks.statistics import (
     MIN_FOR_INTERVAL,
     coefficient_of_variation,
     median,
     median_interval,
-    percentile,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["MIN_FOR_P90", "MIN_FOR_P99", "summarise"]
 
@@ -42,20 +49,38 @@ def summarise(rounds: Sequence[Round], config: Config) -> Summary | None:
     if not counted:
         return None
     medians = [entry.median_ns for entry in counted if entry.median_ns is not None]
-    samples = [value for entry in counted for value in entry.samples_ns]
+    samples = sum(len(entry.samples_ns) for entry in counted)
+
+    def runs() -> "Iterator[npt.NDArray[np.float64]]":
+        return _chunks(counted)
+
     return Summary(
         median_ns=median(medians),
         interval_ns=median_interval(medians),
-        p90_ns=percentile(samples, 0.90) if len(samples) >= MIN_FOR_P90 else None,
-        p99_ns=percentile(samples, 0.99) if len(samples) >= MIN_FOR_P99 else None,
+        p90_ns=percentile_of_many(runs, samples, 0.90) if samples >= MIN_FOR_P90 else None,
+        p99_ns=percentile_of_many(runs, samples, 0.99) if samples >= MIN_FOR_P99 else None,
         between_round_cv=coefficient_of_variation(medians),
         init_ns=_median_of([entry.init_ns for entry in counted]),
         first_ns=_median_of([entry.first_ns for entry in counted]),
         peak_rss_bytes=_median_of([entry.peak_rss_bytes for entry in counted]),
         rounds=len(counted),
-        samples=len(samples),
+        samples=samples,
         flags=tuple(flag for check in _CHECKS for flag in check(counted, config)),
     )
+
+
+def _chunks(rounds: Sequence[Round]) -> "Iterator[npt.NDArray[np.float64]]":
+    """Yield the runs of rounds, those of a few rounds at a time."""
+    import numpy as np
+
+    parts: list[npt.NDArray[np.int64]] = []
+    for entry in rounds:
+        parts.append(as_array(entry.samples_ns))
+        if sum(map(len, parts)) >= HELD:
+            yield np.concatenate(parts).astype(np.float64)
+            parts = []
+    if parts:
+        yield np.concatenate(parts).astype(np.float64)
 
 
 def _median_of(values: Sequence[float | None]) -> float | None:
@@ -91,9 +116,7 @@ def _drift(rounds: Sequence[Round], _: Config) -> list[Flag]:
     if len(medians) >= 8:
         half = len(medians) // 2
         change = median(medians[-half:]) / median(medians[:half]) - 1
-        pairs = list(itertools.combinations(medians, 2))
-        tau = sum((late > early) - (late < early) for early, late in pairs) / len(pairs)
-        if abs(tau) > 0.6 and abs(change) > _DRIFT:
+        if abs(_rank_correlation(medians)) > 0.6 and abs(change) > _DRIFT:
             text = f"later rounds take {change:+.1%}"
             advice = "let the machine cool down or come to rest, and measure again"
             found.append(Flag("drift", text, advice))
@@ -110,6 +133,16 @@ def _drift(rounds: Sequence[Round], _: Config) -> list[Flag]:
             advice = "warm up for longer with --min-warmup; a phone may be heating up"
             found.append(Flag("drift within rounds", text, advice))
     return found
+
+
+def _rank_correlation(values: Sequence[float]) -> float:
+    """Return Kendall's tau of values with their order: 1 where they only rise, -1 where they only fall."""
+    agreement = 0
+    earlier: list[float] = []
+    for value in values:
+        agreement += bisect.bisect_left(earlier, value) - (len(earlier) - bisect.bisect_right(earlier, value))
+        bisect.insort(earlier, value)
+    return agreement / math.comb(len(values), 2)
 
 
 def _spread(rounds: Sequence[Round], _: Config) -> list[Flag]:

@@ -18,7 +18,7 @@ _STATUS = {"ok": "", "unstable": "[yellow]unstable[/]", "failed": FAIL}
 def measured(output: Output, suite: "Suite", skipped: Sequence[tuple[str, str]] = ()) -> None:
     """Show what was measured."""
     if output.json:
-        output.document(suite.to_json())
+        output.document_text(suite.to_text(indent=2))
     else:
         _benchmarks(output, suite.benchmarks)
         if suite.comparisons:

@@ -95,6 +95,13 @@ def test_a_suite_survives_json(tmp_path: Path) -> None:
     assert SUITE == read_suite(path)
 
 
+def test_the_text_in_pieces_is_that_of_the_document() -> None:
+    assert json.dumps(SUITE.to_json()) == "".join(SUITE.to_text())
+    assert SUITE.to_json() == json.loads("".join(SUITE.to_text(indent=2)))
+    empty = Suite("", "", ())
+    assert json.dumps(empty.to_json()) == "".join(empty.to_text())
+
+
 def test_a_suite_without_figures_survives_json() -> None:
     failed = replace(SUITE.benchmarks[0], status="failed", reasons=("gone",), rounds=(), summary=None)
     suite = Suite("2026-01-31T12:00:00Z", "x", (failed,))
