@@ -36,7 +36,8 @@ class Axis:
         low, high = max(0.0, low - room) if low >= 0 else low - room, high + room
         step = _step(high - low)
         first, last = math.ceil(low / step), math.floor(high / step)
-        return cls(low, high, tuple(step * i for i in range(first, last + 1)))
+        # A multiple of the step may be rounded to beyond the end that it lies on.
+        return cls(low, high, tuple(min(max(step * i, low), high) for i in range(first, last + 1)))
 
     @classmethod
     def ratios(cls, values: Iterable[float]) -> Self:
