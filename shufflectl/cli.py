@@ -43,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Export ShuffleNets to ONNX, Core ML and TFLite, and prove that the files agree.",
     epilog="Exit codes: 0 done, 1 internal error, 2 usage, 3 bad input, 4 parity failed, 5 gate failed, "
-    "6 inconclusive, 7 device or runtime unavailable, 8 optional package missing.",
+    "6 inconclusive, 7 device or runtime unavailable, 8 optional package missing, 130 interrupted.",
 )
 
 

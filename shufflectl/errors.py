@@ -18,7 +18,8 @@
     ├── UnavailableError                 7  a device, runtime or download is not available here
     │   └── DeviceError                     a device that is missing, refuses, or does not do what it must
     │       └── DeviceLostError             a device that no longer answers
-    └── MissingDependencyError           8  an optional dependency is not installed
+    ├── MissingDependencyError           8  an optional dependency is not installed
+    └── StoppedError                   130  the user ended it (Ctrl-C) after some of the work was done
 
 A message is one sentence that says what happened and why; ``hint`` says what to do about it.
 ``cli.py`` is the only place that turns an error into an exit code.
@@ -42,6 +43,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ShufflectlError",
+    "StoppedError",
     "UnavailableError",
     "UnstableError",
     "UnsupportedOperatorError",
@@ -171,6 +173,12 @@ class MissingDependencyError(ShufflectlError):
         )
         self.package = package
         self.extra = extra
+
+
+class StoppedError(ShufflectlError):
+    """The user ended a measurement; what was measured until then was kept, or is lost."""
+
+    exit_code = 130
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from shufflectl.deploy.check import find_groups
 from shufflectl.deploy.publish import digest, size
 from shufflectl.deploy.runtimes import choose
 from shufflectl.deploy.verify import Artifact
-from shufflectl.errors import ArtifactError, ShufflectlError, UnstableError, UsageError
+from shufflectl.errors import ArtifactError, ShufflectlError, StoppedError, UnstableError, UsageError
 
 __all__ = ["Bench", "BenchOptions", "Device", "bench"]
 
@@ -162,14 +162,27 @@ class Bench:
     skipped: tuple[tuple[str, str], ...] = ()
     errors: tuple[ShufflectlError, ...] = ()
 
-    def raise_for_failure(self) -> None:
+    def raise_for_failure(self, kept: Sequence[str] = ()) -> None:
         """Turn what went wrong into the exit code.
 
+        Args:
+            kept: Where every run was written, for messages.
+
         Raises:
+            StoppedError: The user ended it.
             ShufflectlError: The first reason why an artifact could not be measured.
             GateError: A candidate is slower than its baseline by more than the tolerance.
             UnstableError: A comparison is inconclusive, or a measurement unstable.
         """
+        if self.suite.interrupted:
+            count = len({entry.order for b in self.suite.benchmarks for entry in b.rounds})
+            rounds = f"{count} round{'s' * (count != 1)}"
+            if kept:
+                raise StoppedError(f"interrupted: {rounds} had ended, and are in {' and '.join(kept)}")
+            raise StoppedError(
+                f"interrupted: {rounds} had ended, and their runs are lost",
+                hint="keep them next time with --out FILE",
+            )
         if self.errors:
             raise self.errors[0]
         raise_for_verdicts(self.suite.comparisons)
@@ -192,6 +205,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, notify: Notify) -> Bench
     Raises:
         ArtifactError: A file is missing, damaged, or of a kind that the runner does not take.
         MissingDependencyError, UnavailableError: A runtime, runner or device is not there.
+        StoppedError: The user ended it before a round had ended; later, what was measured is returned.
         UsageError: Options do not fit the files.
     """
     created = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -205,13 +219,16 @@ def bench(paths: Sequence[Path], options: BenchOptions, notify: Notify) -> Bench
     subjects = _subjects(artifacts)
     mode: Mode = options.mode or ("paired" if against is not None else "absolute")
     groups = _groups(artifacts, subjects, mode, options, phone)
-    found = measure(groups, notify=notify)
+    found = measure(groups, notify=notify, stoppable=True)
+    if found.interrupted and not any(benchmark.rounds for benchmark in found.benchmarks):
+        raise StoppedError("interrupted before a round had ended: nothing was measured")
     suite = Suite(
         created,
         f"shufflectl {shufflectl.__version__}",
         found.benchmarks,
         elapsed_s=found.elapsed_s,
         overhead=found.overhead,
+        interrupted=found.interrupted,
     )
     comparisons: tuple[Comparison, ...] = ()
     errors = found.errors

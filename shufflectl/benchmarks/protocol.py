@@ -6,7 +6,8 @@ of its own: a unit is one artifact (absolute), or a baseline and a candidate tha
 processes follow from the configuration's seed, and are recorded.
 
 A round that the executor calls spoiled is kept, does not count, and is tried again. A unit whose artifact
-fails leaves the schedule; a device that is gone ends its units.
+fails leaves the schedule; a device that is gone ends its units. An interrupt from the keyboard ends the
+schedule, if the caller wants it so: rounds that have ended are results.
 """
 
 import random
@@ -80,12 +81,14 @@ class Measurement:
         elapsed_s: Seconds from the first process to the end of the last.
         overhead: Share of that which was spent neither on warming up nor on measuring; None where the runner
             does not say.
+        interrupted: Whether the user ended it before all rounds were run.
     """
 
     benchmarks: tuple[Benchmark, ...]
     errors: tuple[ShufflectlError, ...]
     elapsed_s: float
     overhead: float | None
+    interrupted: bool = False
 
 
 @dataclass
@@ -118,13 +121,16 @@ class _State:
     unknown: bool = False
 
 
-def measure(groups: Sequence[Group], *, notify: Notify, retries: int = RETRIES) -> Measurement:
+def measure(
+    groups: Sequence[Group], *, notify: Notify, retries: int = RETRIES, stoppable: bool = False
+) -> Measurement:
     """Run all blocks of all groups.
 
     Args:
         groups: What to run where; the number of rounds is their largest.
         notify: Told about progress.
         retries: How often a spoiled round is tried again.
+        stoppable: Whether `KeyboardInterrupt` ends the schedule, rather than losing what was measured.
 
     Raises:
         ArtifactError: An executor does not take an artifact.
@@ -133,31 +139,44 @@ def measure(groups: Sequence[Group], *, notify: Notify, retries: int = RETRIES) 
     units = _units(groups)
     count = sum(len(group.subjects) for group in groups)
     state = _State([[] for _ in range(count)], [[] for _ in range(count)])
-    order = random.Random(groups[0].config.seed)  # noqa: S311 - the order of processes is no secret
-    total = sum(unit.group.config.rounds for unit in units)
-    done = 0
+    interrupted = False
     with _opened(groups):
         begun = time.monotonic()
-        for block in range(max(group.config.rounds for group in groups)):
-            due = [unit for unit in units if block < unit.group.config.rounds]
-            for unit in order.sample(due, len(due)):
-                seed = order.getrandbits(32)
-                if unit not in units:  # its device went away in this block
-                    continue
-                notify(f"round {block + 1}: {unit.label}", done, total)
-                failure = _round(unit, block, seed, state, retries)
-                if failure is not None:
-                    state.errors.append(failure)
-                    _remove(unit, failure, units, state)
-                done += 1
+        try:
+            _run_blocks(groups, units, state, notify, retries)
+        except KeyboardInterrupt:
+            if not stoppable:
+                raise
+            interrupted = True
         elapsed = time.monotonic() - begun
     known = state.measured_s > 0 and not state.unknown
     return Measurement(
-        _benchmarks(groups, state),
+        _benchmarks(groups, state, interrupted=interrupted),
         tuple(state.errors),
         elapsed,
         max(0.0, 1 - state.measured_s / elapsed) if known else None,
+        interrupted,
     )
+
+
+def _run_blocks(
+    groups: Sequence[Group], units: list[_Unit], state: _State, notify: Notify, retries: int
+) -> None:
+    order = random.Random(groups[0].config.seed)  # noqa: S311 - the order of processes is no secret
+    total = sum(unit.group.config.rounds for unit in units)
+    done = 0
+    for block in range(max(group.config.rounds for group in groups)):
+        due = [unit for unit in units if block < unit.group.config.rounds]
+        for unit in order.sample(due, len(due)):
+            seed = order.getrandbits(32)
+            if unit not in units:  # its device went away in this block
+                continue
+            notify(f"round {block + 1}: {unit.label}", done, total)
+            failure = _round(unit, block, seed, state, retries)
+            if failure is not None:
+                state.errors.append(failure)
+                _remove(unit, failure, units, state)
+            done += 1
 
 
 @contextmanager
@@ -268,7 +287,7 @@ def _keep(
     state.order += 1
 
 
-def _benchmarks(groups: Sequence[Group], state: _State) -> tuple[Benchmark, ...]:
+def _benchmarks(groups: Sequence[Group], state: _State, *, interrupted: bool) -> tuple[Benchmark, ...]:
     found: list[Benchmark] = []
     for group in groups:
         for place, subject in enumerate(group.subjects):
@@ -286,21 +305,27 @@ def _benchmarks(groups: Sequence[Group], state: _State) -> tuple[Benchmark, ...]
                 summarise(rounds, group.config),
             )
             units = sum(place in pair for pair in group.pairs) if group.config.mode == "paired" else 1
-            status, reasons = _status(benchmark, group.config.rounds * units, state.reasons[index])
+            wanted = group.config.rounds * units
+            status, reasons = _status(benchmark, wanted, state.reasons[index], interrupted=interrupted)
             found.append(replace(benchmark, status=status, reasons=reasons))
     return tuple(found)
 
 
-def _status(benchmark: Benchmark, wanted: int, failures: Sequence[str]) -> tuple[Status, tuple[str, ...]]:
+def _status(
+    benchmark: Benchmark, wanted: int, failures: Sequence[str], *, interrupted: bool
+) -> tuple[Status, tuple[str, ...]]:
     """Say whether the figures can be trusted."""
     summary = benchmark.summary
     reasons = list(dict.fromkeys(failures))
     spoiled = dict.fromkeys(entry.reason for entry in benchmark.rounds if not entry.valid)
     if summary is None:
+        if interrupted and not spoiled and not reasons:
+            return "unstable", ("interrupted before its first round ended",)
         hot = spoiled and not reasons and _NO_FIGURE not in spoiled  # or capped: the device, not the file
         return "unstable" if hot else "failed", tuple(reasons or spoiled or ["no round was measured"])
     if summary.rounds < wanted:
-        reasons.append(f"{summary.rounds} of {wanted} rounds count")
+        stopped = interrupted and not failures
+        reasons.append(f"{'interrupted: ' * stopped}{summary.rounds} of {wanted} rounds count")
         reasons += spoiled
     if benchmark.config.mode == "absolute":
         spread = summary.between_round_cv

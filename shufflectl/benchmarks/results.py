@@ -394,6 +394,7 @@ class Suite:
         comparisons: Of candidates with the baseline.
         elapsed_s: Seconds that the call took.
         overhead: Share of the processes' time that was spent outside of warm-up and timed runs.
+        interrupted: Whether the user ended it before all rounds were run.
     """
 
     created: str
@@ -402,6 +403,7 @@ class Suite:
     comparisons: tuple[Comparison, ...] = ()
     elapsed_s: float | None = None
     overhead: float | None = None
+    interrupted: bool = False
 
     def to_json(self) -> JSON:
         """Return the suite as the document of ``schemas/bench-1.schema.json``."""

@@ -128,7 +128,8 @@ def bench(
     """Measure how long files take: the median over fresh processes, with a 95 % interval.
 
     Load time, first run and peak memory are shown apart. What makes a figure worth less is said, with advice.
-    Exit code 6 where a measurement is unstable. How it is done: docs/measuring.md.
+    Exit code 6 where a measurement is unstable. Ctrl-C ends it; --out gets the rounds that have ended.
+    How it is done: docs/measuring.md.
     """
     from shufflectl.benchmarks.bench import BenchOptions, Device
     from shufflectl.benchmarks.bench import bench as run_bench
@@ -173,4 +174,4 @@ def bench(
     if plot is not None:
         write_plot(result.suite, plot)
     measured(OUTPUT, result.suite, result.skipped)
-    result.raise_for_failure()
+    result.raise_for_failure([str(file) for file in (out, csv) if file] + ["the document"] * OUTPUT.json)

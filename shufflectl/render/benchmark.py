@@ -21,6 +21,8 @@ def measured(output: Output, suite: "Suite", skipped: Sequence[tuple[str, str]] 
         output.document_text(suite.to_text(indent=2))
     else:
         _benchmarks(output, suite.benchmarks)
+        if suite.interrupted:
+            output.text("[bold yellow]interrupted:[/] the measurement was ended before all rounds were run")
         if suite.comparisons:
             _comparisons(output, suite.comparisons)
     for name, why in skipped:
@@ -48,7 +50,7 @@ def _benchmarks(output: Output, benchmarks: "Sequence[Benchmark]") -> None:
         summary = benchmark.summary
         cells = [_word(benchmark.name), _word(benchmark.runner.name), str(benchmark.config.threads)]
         if summary is None:
-            rows.append([*cells, "", "", "", "", "", "", "", "", FAIL])
+            rows.append([*cells, "", "", "", "", "", "", "", "", _STATUS[benchmark.status]])
             continue
         interval = summary.interval_ns
         cells += [

@@ -31,4 +31,7 @@ def reported(output: Output, results: Sequence[tuple[str, "Suite"]], path: Path,
     said = f"{len(benchmarks)} benchmark{'' if len(benchmarks) == 1 else 's'}"
     if doubtful:
         said += f", [yellow]{doubtful} of them not ok[/]"
+    interrupted = sum(suite.interrupted for _, suite in results)
+    if interrupted:
+        said += f", [yellow]{interrupted} of the measurements interrupted[/]"
     output.text(f"{said} in {escape(plain(str(path)))} ({human_bytes(size)})")

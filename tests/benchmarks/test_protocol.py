@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,43 @@ def test_an_executor_that_two_groups_share_is_opened_once() -> None:
     run(made, replace(made, config=replace(made.config, threads=2)))
     assert [2] == [len(paths) for paths in executor.opened]
     assert Counter({1: 20, 2: 20}) == Counter(job.threads for job in executor.jobs)
+    assert not executor.is_open
+
+
+def interrupted_in(number: int) -> Callable[[Job], list[Measured]]:
+    """Return an answer that the user interrupts in the process of that number."""
+    numbers = iter(range(1, 1000))
+
+    def answer(job: Job) -> list[Measured]:
+        if next(numbers) == number:
+            raise KeyboardInterrupt
+        return constant(job)
+
+    return answer
+
+
+def test_an_interrupt_keeps_the_rounds_that_have_ended() -> None:
+    executor = FakeExecutor(interrupted_in(8))
+    found = measure([group(executor, "a", "b")], notify=lambda *_: None, stoppable=True)
+    assert found.interrupted
+    assert not executor.is_open
+    assert list(range(7)) == sorted(r.order for b in found.benchmarks for r in b.rounds)
+    assert {"unstable"} == {b.status for b in found.benchmarks}
+    for benchmark in found.benchmarks:
+        assert (f"interrupted: {len(benchmark.rounds)} of 10 rounds count",) == benchmark.reasons
+
+
+def test_a_benchmark_that_an_interrupt_left_without_a_round_has_not_failed() -> None:
+    executor = FakeExecutor(interrupted_in(2))
+    found = measure([group(executor, "a", "b")], notify=lambda *_: None, stoppable=True)
+    (without,) = [b for b in found.benchmarks if not b.rounds]
+    assert ("unstable", ("interrupted before its first round ended",)) == (without.status, without.reasons)
+
+
+def test_an_interrupt_is_passed_on_unless_the_caller_wants_it() -> None:
+    executor = FakeExecutor(interrupted_in(8))
+    with pytest.raises(KeyboardInterrupt):
+        run(group(executor, "a"))
     assert not executor.is_open
 
 

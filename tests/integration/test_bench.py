@@ -3,6 +3,10 @@
 import csv
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +151,58 @@ def test_our_own_runner_measures_here(
     (comparison,) = paired.document["comparisons"]
     assert ("paired", "pass", 6) == tuple(comparison[key] for key in ("mode", "verdict", "rounds"))
     assert paired.document["overhead"] is not None
+
+
+def interrupted(*argv: str | Path, whole_group: bool) -> Any:
+    """Call bench, and interrupt it while its fourth process runs; as a terminal does, or bench alone."""
+    options = ("--rounds", "200", *QUICK[2:], "--verbose")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shufflectl", "bench", *map(str, argv), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert process.stderr is not None
+    try:
+        started = 0
+        for line in process.stderr:
+            started += "round_worker.py" in line
+            if started == 4:
+                break
+        send, to = (os.killpg, process.pid) if whole_group else (os.kill, process.pid)
+        send(to, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def test_ctrl_c_keeps_the_rounds_that_have_ended(run_cli: Any, digits_dist: Path, tmp_path: Path) -> None:
+    file, out = digits_dist / "shufflenet_v2_x0_5-fp32.onnx", tmp_path / "r.json"
+    status, shown, said = interrupted(file, "--out", out, whole_group=True)
+    assert 130 == status, said
+    suite = read_suite(out)
+    (benchmark,) = suite.benchmarks
+    assert suite.interrupted
+    assert 3 <= len(benchmark.rounds) < 200
+    assert all(entry.valid and len(entry.samples_ns) for entry in benchmark.rounds)
+    assert "unstable" == benchmark.status
+    assert "interrupted" in shown
+    assert f"interrupted: {len(benchmark.rounds)} rounds had ended, and are in {out}" in said
+    assert [out] == list(tmp_path.iterdir())
+    done = run_cli("report", out, "--html", tmp_path / "r.html")
+    assert 0 == done.status
+    assert "1 of the measurements interrupted" in done.stdout
+
+
+def test_ctrl_c_without_a_file_says_how_much_is_lost(digits_dist: Path) -> None:
+    status, shown, said = interrupted(digits_dist / "shufflenet_v2_x0_5-fp32.onnx", whole_group=False)
+    assert 130 == status, said
+    assert "median ms" in shown
+    assert re.search(r"interrupted: \d+ rounds had ended, and their runs are lost", said)
+    assert "--out" in said
 
 
 def test_formats_do_not_pair(run_cli: Any, digits_dist: Path) -> None:

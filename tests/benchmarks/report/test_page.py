@@ -51,6 +51,12 @@ def test_the_page_has_every_figure_flag_reason_and_verdict() -> None:
         assert words in found
 
 
+def test_a_measurement_that_was_interrupted_is_called_so() -> None:
+    words = "the measurement was ended before all rounds were run"
+    pages = [render([("r", replace(suite(), interrupted=state))]) for state in (True, False)]
+    assert [True, False] == [words in Elements(text).text for text in pages]
+
+
 def test_conditions_that_differ_stand_apart_and_equal_ones_once() -> None:
     one, two = benchmark("a.onnx", 4e6), benchmark("b.onnx", 4e6)
     other = replace(two, config=replace(two.config, threads=4))
