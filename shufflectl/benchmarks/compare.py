@@ -7,13 +7,24 @@ too, and the comparison says so.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from shufflectl.benchmarks.records import encode
 from shufflectl.benchmarks.results import Benchmark, Comparison, Suite, Verdict
 from shufflectl.benchmarks.statistics import median, median_interval, ratio_of_samples
 from shufflectl.errors import GateError, InputError, UnstableError, UsageError
 
-__all__ = ["compare_suites", "paired", "paired_ratios", "raise_for_verdicts", "unpaired"]
+__all__ = [
+    "SCHEMA",
+    "compare_suites",
+    "comparisons_to_json",
+    "paired",
+    "paired_ratios",
+    "raise_for_verdicts",
+    "unpaired",
+]
+
+SCHEMA: Final = "shufflectl.compare/1"
 
 _HINT: Final = "measure both under the same conditions"
 
@@ -155,6 +166,11 @@ def compare_suites(baseline: Suite, candidate: Suite, tolerance: float | None) -
         f"{_names(candidate.benchmarks)}",
         hint="pass results of the same artifacts, or results that hold one artifact each",
     )
+
+
+def comparisons_to_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return comparisons as the document of ``schemas/compare-1.schema.json``."""
+    return {"schema": SCHEMA, "comparisons": encode(tuple(comparisons))}
 
 
 def raise_for_verdicts(comparisons: Sequence[Comparison]) -> None:

@@ -32,10 +32,9 @@ def measured(output: Output, suite: "Suite", skipped: Sequence[tuple[str, str]] 
 def compared(output: Output, comparisons: "Sequence[Comparison]") -> None:
     """Show comparisons of stored results."""
     if output.json:
-        from shufflectl.benchmarks.records import encode
+        from shufflectl.benchmarks.compare import comparisons_to_json
 
-        document = {"schema": "shufflectl.compare/1", "comparisons": encode(tuple(comparisons))}
-        output.document(document)
+        output.document(comparisons_to_json(comparisons))
         return
     _comparisons(output, comparisons)
 

@@ -1,11 +1,20 @@
 """Ratios, verdicts, and what may not be compared."""
 
+import json
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
+import jsonschema
 import pytest
 
-from shufflectl.benchmarks.compare import compare_suites, paired, raise_for_verdicts, unpaired
+from shufflectl.benchmarks.compare import (
+    compare_suites,
+    comparisons_to_json,
+    paired,
+    raise_for_verdicts,
+    unpaired,
+)
 from shufflectl.benchmarks.results import Benchmark, ModelFile, Round, Suite, Target
 from shufflectl.errors import GateError, InputError, UnstableError, UsageError
 from support.fake_executor import CONFIG, RUNNER
@@ -121,3 +130,25 @@ def test_failing_comes_before_inconclusive() -> None:
         raise_for_verdicts(found[:2])
     with pytest.raises(GateError, match="d takes"):
         raise_for_verdicts(found)
+
+
+def schema(name: str) -> Any:
+    folder = resources.files("shufflectl.benchmarks")
+    return json.loads(folder.joinpath(f"schemas/{name}.schema.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(("rounds", "tolerance"), [(10, 0.1), (10, None), (3, 0.1)])
+def test_the_document_of_compare_satisfies_its_schema(rounds: int, tolerance: float | None) -> None:
+    sides = suite(benchmark("a", BASE[:rounds])), suite(benchmark("b", BASE[:rounds]))
+    document = json.loads(json.dumps(comparisons_to_json(compare_suites(*sides, tolerance))))
+    rules = jsonschema.Draft202012Validator(schema("compare-1"))
+    rules.check_schema(rules.schema)
+    rules.validate(document)
+    for key in document["comparisons"][0]:
+        short = {k: v for k, v in document["comparisons"][0].items() if k != key}
+        assert not rules.is_valid({**document, "comparisons": [short]})
+    assert not rules.is_valid({**document, "schema": "shufflectl.compare/2"})
+
+
+def test_a_comparison_is_the_same_in_both_documents() -> None:
+    assert schema("bench-1")["$defs"]["comparison"] == schema("compare-1")["$defs"]["comparison"]
