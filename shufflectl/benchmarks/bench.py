@@ -12,6 +12,7 @@ from shufflectl.benchmarks.executor import Executor
 from shufflectl.benchmarks.local import machine
 from shufflectl.benchmarks.local.own import OWN
 from shufflectl.benchmarks.local.runtimes import RUNTIMES, create, timed
+from shufflectl.benchmarks.options import in_order
 from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import (
     Benchmark,
@@ -124,6 +125,7 @@ class BenchOptions:
             raise UsageError(f"a tolerance of {self.tolerance:g} makes no sense", hint="as in --tolerance 3%")
         if self.tolerance is not None and self.baseline is None and self.mode != "paired":
             raise UsageError("a tolerance needs a baseline", hint="pass --baseline FILE")
+        in_order(self.affinity)
         if self.device.kind == "local":
             if self.runner_kind or self.adb or self.fixed_performance:
                 raise UsageError(
@@ -392,7 +394,7 @@ def _groups(
             config = Config(
                 options.accelerator,
                 threads,
-                options.affinity or ("big" if options.device.kind == "android" else ""),
+                in_order(options.affinity) or ("big" if options.device.kind == "android" else ""),
                 "unknown",
                 "paired" if alternating else "absolute",
                 options.rounds,

@@ -251,7 +251,7 @@ class Config:
     Attributes:
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
         threads: Of the runtime.
-        affinity: The cores that it was pinned to, as in ``0,1``; empty where it was not.
+        affinity: The cores that it was pinned to in rising order, as in ``0,1``; empty where it was not.
         precision: Of the arithmetic, as far as the file says: ``fp32``, ``fp16``, ``int8``, or ``unknown``.
         mode: One artifact a process, or two in turns.
         rounds: Processes of each artifact, or of each pair.

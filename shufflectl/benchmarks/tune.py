@@ -16,6 +16,7 @@ from shufflectl.benchmarks.bench import Device
 from shufflectl.benchmarks.executor import Executor, Job, Measured
 from shufflectl.benchmarks.halving import NATIVE, Limits, Outcome, Proof, race
 from shufflectl.benchmarks.local.executor import LocalExecutor
+from shufflectl.benchmarks.options import in_order
 from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import Benchmark, Config, ModelFile, RunnerInfo, Target, Warmup
 from shufflectl.benchmarks.statistics import median
@@ -114,6 +115,7 @@ def tune(
     begun = time.monotonic()
     created = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     (target,), (precision,) = request.targets, request.precisions
+    in_order(options.affinity)
     place = executor or _executor(target, options)  # before any work, so that what is missing is known now
 
     def left() -> float:
@@ -134,7 +136,7 @@ def tune(
         config = Config(
             options.accelerator,
             options.threads[0],
-            options.affinity,
+            in_order(options.affinity),
             precision,
             "paired" if place.runner.can_pair else "absolute",
             options.limits.proof,

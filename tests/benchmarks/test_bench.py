@@ -9,7 +9,8 @@ import pytest
 from shufflectl.benchmarks import android
 from shufflectl.benchmarks.android import store
 from shufflectl.benchmarks.bench import BenchOptions, Device, bench
-from shufflectl.benchmarks.options import parse_share, parse_threads
+from shufflectl.benchmarks.compare import compare_suites
+from shufflectl.benchmarks.options import in_order, parse_cores, parse_share, parse_threads
 from shufflectl.benchmarks.results import RunnerInfo
 from shufflectl.errors import ArtifactError, UsageError
 from support.fake_executor import FakeExecutor, constant
@@ -119,3 +120,25 @@ def test_what_is_no_number_of_threads(text: str) -> None:
     with pytest.raises(UsageError, match="thread"):
         parse_threads(text)
     assert (1, 4) == parse_threads("1, 4")
+
+
+@pytest.mark.parametrize("text", [",", "0,", "-1", "0 1", "x", "0,big", "²", "9999999"])
+def test_what_is_no_list_of_cores(text: str) -> None:
+    with pytest.raises(UsageError, match="no list of cores"):
+        parse_cores(text)
+
+
+@pytest.mark.parametrize("text", ["0,0", "1,0,01"])
+def test_a_core_that_is_named_twice_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="twice"):
+        parse_cores(text)
+
+
+def test_cores_are_held_in_rising_order_and_words_as_they_are() -> None:
+    assert ("4,10", "4,10", "big", "none", "") == tuple(map(in_order, ("10,4", " 4, 10", "big", "none", "")))
+
+
+def test_a_result_holds_the_cores_in_order_and_the_same_set_compares(folder: Path, opened: list[Any]) -> None:
+    suites = [run(folder / "m.tflite", runners=("tflite",), affinity=text).suite for text in ("7,4", "4,7")]
+    assert ["4,7", "4,7"] == [suite.benchmarks[0].config.affinity for suite in suites]
+    assert 1 == len(compare_suites(*suites, None))

@@ -14,6 +14,7 @@ from shufflectl.benchmarks.android import store
 from shufflectl.benchmarks.android.conditions import Cooling, snapshot, spoiled, too_warm, usual_limits
 from shufflectl.benchmarks.android.runners import Finished, Plan, Runner, runner
 from shufflectl.benchmarks.executor import Job, Measured
+from shufflectl.benchmarks.options import parse_cores
 from shufflectl.benchmarks.results import RunnerInfo, Target
 from shufflectl.deploy.devices import (
     FAREWELL,
@@ -250,12 +251,7 @@ class AndroidExecutor:
             return fastest(known, job.threads)
         if job.affinity == "none":
             return ()
-        try:
-            return tuple(sorted({int(word) for word in job.affinity.split(",") if word.strip()}))
-        except ValueError as error:
-            raise UsageError(
-                f"{job.affinity!r} is no list of cores", hint="numbers with commas, as in 4,5,6,7, or big"
-            ) from error
+        return parse_cores(job.affinity)
 
     def _look(self) -> DeviceState:
         if self._workspace is None or not self._workspace.alive:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shufflectl.benchmarks.options import parse_cores
 from shufflectl.benchmarks.results import Snapshot, Target
 from shufflectl.errors import UsageError
 
@@ -81,17 +82,14 @@ def affinity(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: It names no cores, or some that this process may not use, or this system cannot pin.
     """
-    if not text:
+    cores = parse_cores(text)
+    if not cores:
         return ()
     if not hasattr(os, "sched_setaffinity"):
         raise UsageError(
             f"{platform.system()} cannot pin a process to cores", hint="leave --affinity out on this machine"
         )
     allowed = os.sched_getaffinity(0)
-    try:
-        cores = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError as error:
-        raise UsageError(f"{text!r} is no list of cores", hint="write them as in --affinity 0,1") from error
     missing = sorted(set(cores) - allowed)
     if missing:
         raise UsageError(
