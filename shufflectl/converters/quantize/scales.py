@@ -5,11 +5,14 @@ as that of an int8 code; the uint8 code of the same value is 128 more, with the 
 same grid. Weights are symmetric, one scale an output channel, codes -127 to 127. Biases are int32 at the
 scale of the input times that of the weights' row, zero point 0, as the TFLite quantisation specification has
 it (ai.google.dev/edge/litert/models/quantization_spec); ONNX's QLinearConv and QGemm ask for the same.
+
+Scales are numbers that fp16 holds, as far as its normal numbers reach: Core ML computes in fp16 around codes,
+so its grid is that of the other formats to the last bit. A range is at most a thousandth wider for it.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ __all__ = ["Scale", "WeightCodes", "bias_codes", "from_range", "weight_codes"]
 
 _LEVELS: Final = 255
 _LOWEST: Final = -128
+_HALF: Final = np.finfo(np.float16)
 _LARGEST_BIAS: Final = 2**30
 """Half of what int32 holds, so that a sum that starts there has room."""
 
@@ -72,12 +76,23 @@ def from_range(low: float, high: float, name: str = "a tensor") -> Scale:
         width = 1.0
     with np.errstate(over="ignore", under="ignore"):
         scale = float(np.float32(width / _LEVELS))
+    scale = float(_up(np.float64(scale)))
     if not (math.isfinite(scale) and scale >= float(np.finfo(np.float32).tiny)):
         raise GraphError(
             f"tensor {name!r} has no usable range: it was seen between {low:g} and {high:g}",
             hint="look for layers whose weights make activations vanish or overflow",
         )
     return Scale(scale, int(np.clip(round(_LOWEST - low / scale), _LOWEST, 127)))
+
+
+def _up(scales: Any) -> NDArray[np.float32]:
+    """Return the next scales that fp16 holds, as far as its normal numbers reach; others to fp32."""
+    wide = np.asarray(scales, np.float64)
+    with np.errstate(over="ignore"):
+        half = wide.astype(np.float16)
+        half = np.where(half.astype(np.float64) < wide, np.nextafter(half, np.float16(np.inf)), half)
+    held = (wide >= float(_HALF.tiny)) & np.isfinite(half)
+    return np.where(held, half.astype(np.float32), wide.astype(np.float32)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ def weight_codes(
     scales = np.where(largest > 0, largest, typical) / 127
     if bias is not None:
         scales = np.maximum(scales, np.abs(bias.astype(np.float64)) / (source.scale * _LARGEST_BIAS))
-    small = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
+    small = _up(np.maximum(scales, np.finfo(np.float32).tiny))
     shape = [-1 if a == axis else 1 for a in range(weights.ndim)]
     codes = np.clip(np.rint(weights / small.reshape(shape)), -127, 127).astype(np.int8)
     return WeightCodes(codes, small, axis)
