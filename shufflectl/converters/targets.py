@@ -5,10 +5,11 @@ line and the pipeline need without importing any converter.
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast, get_args
 
 if TYPE_CHECKING:  # the table is read at start-up; onnx and numpy are not needed for that
     from shufflectl.converters.graph import Graph
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # the table is read at start-up; onnx and numpy are not neede
 
 __all__ = [
     "DEPLOYMENT_TARGETS",
+    "IO",
+    "IO_TYPES",
+    "PALETTES",
     "PRECISIONS",
     "TARGETS",
     "EmitOptions",
@@ -26,8 +30,15 @@ __all__ = [
 ]
 
 Layout = Literal["nchw", "nhwc"]
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+IO = Literal["float", "int8", "uint8"]
+IO_TYPES: Final[tuple[IO, ...]] = get_args(IO)
+Precision = Literal[
+    "fp32", "fp16", "int8", "int8-weights", "int8-dynamic", "palette8", "palette6", "palette4"
+]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+"""How numbers are held: floats; ``int8``, weights and activations as codes of eight bits; ``int8-weights``,
+weights alone; ``int8-dynamic``, weights, and activations as the runtime finds their range; ``palette``,
+weights as places in a table of 2^bits numbers a tensor."""
 DEPLOYMENT_TARGETS: Final = ("iOS15", "iOS16", "iOS17", "iOS18")
 """The systems that Core ML packages can ask for; each stands for the macOS, watchOS and tvOS of its year."""
 
@@ -41,12 +52,14 @@ class EmitOptions:
         layout: The layout of image inputs and outputs of rank 4; None for the target's default.
         half_io: Whether an fp16 ONNX or Core ML file takes and gives fp16 (otherwise fp32).
         minimum_deployment_target: The oldest system that a Core ML package must run on, as ``iOS16``.
+        io: What an int8 TFLite file takes and gives: floats, or the codes themselves.
     """
 
     precision: Precision = "fp32"
     layout: Layout | None = None
     half_io: bool = False
     minimum_deployment_target: str = "iOS16"
+    io: IO = "float"
 
 
 class Emitter(Protocol):
@@ -71,6 +84,7 @@ class Target:
         name: What users call it.
         extension: The artifact's suffix, with the dot.
         default_layout: The layout of image inputs where the user does not say.
+        precisions: What its files can hold numbers as.
         runtimes: Names of the runtimes that can execute it, the preferred first.
         package: The optional package that the emitter or the runtime imports; None when core.
         extra: The extra of shufflectl that installs it.
@@ -82,6 +96,7 @@ class Target:
     name: str
     extension: str
     default_layout: Layout
+    precisions: tuple[Precision, ...]
     runtimes: tuple[str, ...]
     package: str | None
     extra: str | None
@@ -95,12 +110,25 @@ class Target:
         emit(graph, info, options, path)
 
 
+_FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+PALETTES: Final[Mapping[Precision, int]] = MappingProxyType({"palette8": 8, "palette6": 6, "palette4": 4})
+"""How many bits a weight has, where a file holds it as a place in a table."""
 _ROWS = (
-    Target("onnx", ".onnx", "nchw", ("onnxruntime",), None, None, "shufflectl.converters.onnx.emit:emit"),
+    Target(
+        "onnx",
+        ".onnx",
+        "nchw",
+        (*_FLOATS, "int8", "int8-weights"),
+        ("onnxruntime",),
+        None,
+        None,
+        "shufflectl.converters.onnx.emit:emit",
+    ),
     Target(
         "coreml",
         ".mlpackage",
         "nchw",
+        (*_FLOATS, "int8", "int8-weights", *PALETTES),
         ("coreml", "coreml-reference"),
         "coremltools",
         "coreml",
@@ -111,6 +139,7 @@ _ROWS = (
         "tflite",
         ".tflite",
         "nhwc",
+        (*_FLOATS, "int8", "int8-weights", "int8-dynamic"),
         ("litert", "tflite-runtime"),
         "ai-edge-litert",
         "tflite",

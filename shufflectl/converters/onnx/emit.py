@@ -16,6 +16,7 @@ from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.onnx.half import to_half
+from shufflectl.converters.quantize.qdq import with_dequantized_weights, with_qdq
 from shufflectl.converters.targets import EmitOptions
 from shufflectl.converters.trace import NCHW, NHWC, Trace
 from shufflectl.errors import GraphError, OutputError
@@ -100,8 +101,14 @@ def _is_image(value: ir.Value) -> bool:
 
 
 def _trace(graph: Graph, transposed: set[str]) -> Trace:
-    """Return the views of every tensor of floats or pixels, inputs first, then in graph order."""
+    """Return the views of every tensor of floats or pixels, inputs first, then in graph order.
+
+    In a graph with scales what has no codes is no tensor of its own: a runtime computes it inside a kernel.
+    """
     tensors = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
+    if graph.quantization is not None:
+        ends = (*graph.inputs, *graph.outputs)
+        tensors = [v for v in tensors if v in ends or str(v.name) in graph.quantization.scales]
     return compose(
         graph,
         [
@@ -129,19 +136,28 @@ def _properties(info: ModelInfo, trace: Trace) -> dict[str, str]:
     return {key: text for key, text in (readable | ours).items() if text}
 
 
+def _in_integers(graph: Graph, options: EmitOptions) -> Graph:
+    """Return a copy of the graph, with codes where the precision has them."""
+    if options.precision == "int8":
+        return with_qdq(graph)
+    if options.precision == "int8-weights":
+        return with_dequantized_weights(graph)
+    return graph.clone()
+
+
 def build(graph: Graph, info: ModelInfo, options: EmitOptions) -> onnx.ModelProto:
     """Return the file's content.
 
     Raises:
         GraphError: A weight does not fit the precision.
     """
-    out = graph.clone()
+    out = _in_integers(graph, options)
     model = out.model
     core = model.graph
     # The trace is of the captured tensors alone, so it is drawn up before the border is added.
     nhwc = options.layout == "nhwc"
-    images = {str(v.name) for v in (*out.inputs, *out.outputs) if _is_image(v)} if nhwc else set()
-    trace = _trace(out, images)
+    images = {str(v.name) for v in (*graph.inputs, *graph.outputs) if _is_image(v)} if nhwc else set()
+    trace = _trace(graph, images)
     floats = {str(v.name) for v in (*out.inputs, *out.outputs) if v.dtype == ir.DataType.FLOAT}
     if options.precision == "fp16":
         to_half(model)

@@ -11,7 +11,8 @@ Result::
     z = Relu(y)
     ...  reads DQ(Q(z))
 
-Every tensor with a scale is rounded once, where it is made, and every reader takes the rounded one. A runtime
+Every tensor with a scale is rounded once, where it is made, and every reader takes the rounded one, which has
+the tensor's name; an input keeps its own, and the rounded one is called ``.rounded``. A runtime
 that knows integer kernels replaces DQ, operator, Q by one of them; any other computes the same in floating
 point. Activations are uint8 or int8, weights int8 with one scale a row, biases int32.
 """
@@ -27,9 +28,14 @@ from shufflectl.converters.quantize.operators import Weighted, weighted
 from shufflectl.converters.quantize.scales import Scale, bias_codes, weight_codes
 from shufflectl.errors import GraphError
 
-__all__ = ["ActivationType", "with_qdq"]
+__all__ = ["ActivationType", "rounded_name", "with_dequantized_weights", "with_qdq"]
 
 ActivationType = Literal["uint8", "int8"]
+
+
+def rounded_name(name: str) -> str:
+    """Return what an input of that name is called after it is rounded."""
+    return f"{name}.rounded"
 
 
 def with_qdq(graph: Graph, activations: ActivationType = "uint8") -> Graph:
@@ -55,6 +61,21 @@ def with_qdq(graph: Graph, activations: ActivationType = "uint8") -> Graph:
     return copy
 
 
+def with_dequantized_weights(graph: Graph) -> Graph:
+    """Return a graph in floating point whose weights are held as int8 codes behind DequantizeLinear.
+
+    Raises:
+        GraphError: A weight is not finite.
+    """
+    copy = graph.clone()
+    writer = _Writer(copy, {}, "int8")
+    for node in copy.nodes:
+        found = weighted(node)
+        if found is not None:
+            writer.weights(found)
+    return copy
+
+
 class _Writer:
     def __init__(self, graph: Graph, scales: Any, activations: ActivationType) -> None:
         self._graph = graph
@@ -75,17 +96,16 @@ class _Writer:
         name, uses = str(value.name), tuple(value.uses())
         scale = self._scales[name]
         parameters = self._grid(scale)
-        output = value.is_graph_output()
-        if output:
+        output, maker = value.is_graph_output(), value.producer()
+        if maker is not None:
             value.name = f"{name}.float"
         codes = self._value(f"{name}.codes", value, np.dtype(self._dtype))
-        rounded = self._value(name if output else f"{name}.rounded", value, np.dtype(np.float32))
+        rounded = self._value(name if maker is not None else rounded_name(name), value, np.dtype(np.float32))
         self._origins[str(rounded.name)] = name
         nodes = [
             ir.Node("", "QuantizeLinear", [value, *parameters], outputs=[codes], name=str(codes.name)),
             ir.Node("", "DequantizeLinear", [codes, *parameters], outputs=[rounded], name=f"{name}.rounded"),
         ]
-        maker = value.producer()
         if maker is None:
             self._core.insert_before(self._core[0], nodes)
         else:
@@ -97,13 +117,13 @@ class _Writer:
                 if outer is value:
                     self._core.outputs[index] = rounded
 
-    def weights(self, found: Weighted, source: Scale) -> None:
-        """Let a node read its weights and bias as codes."""
+    def weights(self, found: Weighted, source: Scale | None = None) -> None:
+        """Let a node read its weights as codes, and its bias where what it multiplies is codes too."""
         node, bias = found.node, found.bias
         codes = weight_codes(found.weights, found.axis, source, bias)
         base = str(node.inputs[1].name if node.inputs[1] is not None else node.name)
         self._constant_input(node, 1, base, codes.codes, codes.scales, codes.axis)
-        if bias is not None and node.inputs[2] is not None:
+        if source is not None and bias is not None and node.inputs[2] is not None:
             scales = (np.float64(source.scale) * codes.scales.astype(np.float64)).astype(np.float32)
             self._constant_input(
                 node, 2, f"{node.inputs[2].name}", bias_codes(bias, source, codes), scales, 0

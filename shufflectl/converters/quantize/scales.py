@@ -111,7 +111,10 @@ class WeightCodes:
 
 
 def weight_codes(
-    weights: NDArray[np.float32], axis: int, source: Scale, bias: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32],
+    axis: int,
+    source: Scale | None = None,
+    bias: NDArray[np.float32] | None = None,
 ) -> WeightCodes:
     """Return weights as codes, one scale for each output channel.
 
@@ -121,7 +124,7 @@ def weight_codes(
     Args:
         weights: Any shape.
         axis: The axis of output channels.
-        source: The grid of the input, on which the scale of the bias depends.
+        source: The grid of the input, on which the scale of the bias depends; None where biases stay floats.
         bias: One number an output channel.
 
     Raises:
@@ -134,7 +137,7 @@ def weight_codes(
     used = largest[largest > 0]
     typical = float(np.exp(np.log(used).mean())) if used.size else 1.0
     scales = np.where(largest > 0, largest, typical) / 127
-    if bias is not None:
+    if source is not None and bias is not None:
         scales = np.maximum(scales, np.abs(bias.astype(np.float64)) / (source.scale * _LARGEST_BIAS))
     small = _up(np.maximum(scales, np.finfo(np.float32).tiny))
     shape = [-1 if a == axis else 1 for a in range(weights.ndim)]

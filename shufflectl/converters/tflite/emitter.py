@@ -4,7 +4,7 @@ Operators (`operators.py`) ask for their inputs in the order of axes that they w
 their outputs come. This module pays for the difference, once for each tensor and order.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.quantize.operators import weighted
+from shufflectl.converters.quantize.scales import Scale
+from shufflectl.converters.quantize.ties import only_activation
 from shufflectl.converters.targets import EmitOptions
 from shufflectl.converters.tflite import layout
-from shufflectl.converters.tflite.flatbuffer import ModelWriter, Tensor
+from shufflectl.converters.tflite.flatbuffer import COUNTS, ModelWriter, Tensor
 from shufflectl.converters.tflite.fuse import Fusion, fusions
 from shufflectl.converters.tflite.layout import Dim, Shape, View, channels_last, movement
 from shufflectl.converters.trace import NHWC, Trace
@@ -188,6 +191,7 @@ class Emitter:
         self._operands: dict[ir.Value, Operand] = {}
         self._halves: dict[int, Tensor] = {}
         self._fusions = fusions(graph.nodes)
+        self._floating = False
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
@@ -206,19 +210,26 @@ class Emitter:
             if handler is None:
                 hint = "docs/add-an-operator.md says how to add it"
                 raise UnsupportedOperatorError(site.name, node.op_type, "tflite", hint=hint)
+            self._floating = self._stays_float(node)
             handler(self, site)
+        self._floating = False
         for value in self.graph.outputs:
             self._output(value)
 
-    def trace(self) -> Trace:
-        """Return where the graph's tensors are in the file."""
+    def trace(self, codes: Mapping[Tensor, Tensor]) -> Trace:
+        """Return where the graph's tensors are in the file.
+
+        Args:
+            codes: The file's tensors that hold others' codes in their place.
+        """
         live = self.file.live([*self.inputs.values(), *self.outputs.values()])
         located: list[Located] = []
         for value in [*self.graph.inputs, *(v for node in self.graph.nodes for v in node.outputs)]:
             operand = self._operands.get(value)
             if operand is None or operand.value is not None:
                 continue
-            for order, tensor in self._held_forms(operand, value):
+            for order, held in self._held_forms(operand, value):
+                tensor = codes.get(held, held)
                 if id(tensor) in live:
                     axes = None if order == tuple(range(len(order))) else order
                     located.append(Located(value, tensor.name, axes))
@@ -248,7 +259,8 @@ class Emitter:
         if not self.file.holds(dtype):
             raise UnsupportedOperatorError(name, "input", "tflite", why=f"its type is {dtype}")
         tensor = self.file.tensor(name, view.dims, dtype)
-        tensor.counts = dtype == np.uint8
+        tensor.grid = COUNTS if dtype == np.uint8 else None
+        tensor.scale = self._scale(value)
         self.inputs[name] = tensor
         self._operands[value] = Operand(name, shape, dtype, (tensor, view), settled={order: tensor})
 
@@ -266,6 +278,23 @@ class Emitter:
         self.outputs[name] = tensor
 
     # What operators ask for.
+
+    def _scale(self, value: ir.Value) -> Scale | None:
+        """Return the scale of a tensor's codes: its own, or that of the activation that ends its making."""
+        if self.graph.quantization is None:
+            return None
+        scales = self.graph.quantization.scales
+        ending = only_activation(value)
+        if str(value.name) in scales or ending is None:
+            return scales.get(str(value.name))
+        return scales.get(str(ending.outputs[0].name))
+
+    def _stays_float(self, node: ir.Node) -> bool:
+        """Whether a node computes in floats whatever its tensors are."""
+        quantization = self.graph.quantization
+        if quantization is None or str(node.name) in quantization.floats:
+            return True
+        return node.op_type in ("Conv", "Gemm", "MatMul") and weighted(node) is None
 
     @staticmethod
     def _dtype(value: ir.Value) -> np.dtype[Any]:
@@ -368,6 +397,7 @@ class Emitter:
         view = View.of(shape, order)
         dtype = self._dtype(value)
         tensor = self.file.tensor(value.name or "tensor", view.dims if dims is None else dims, dtype)
+        tensor.scale = self._scale(value)
         self._operands[value] = Operand(
             value.name or "", shape, dtype, (tensor, view), settled={order: tensor}
         )
@@ -385,6 +415,7 @@ class Emitter:
         source, view = data.held
         dtype = self._dtype(site.output)
         target = self.file.tensor(f"{site.output.name}/spread", source.dims, dtype)
+        target.scale = self._scale(site.output)
         self._operands[site.output] = Operand(site.output.name or "", data.shape, dtype, (target, view))
         return source, target
 
@@ -431,7 +462,7 @@ class Emitter:
         self, code: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: Any = None
     ) -> None:
         """Append an operator."""
-        self.file.operator(code, inputs, outputs, options)
+        self.file.operator(code, inputs, outputs, options, floating=self._floating)
 
     def inner(self, site: Site, role: str, dims: Sequence[Dim], dtype: Any = np.float32) -> Tensor:
         """Return a file tensor that stands for no tensor of the graph."""

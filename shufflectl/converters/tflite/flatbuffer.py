@@ -8,17 +8,18 @@ generator forgets. The bytes depend on the calls alone.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.tflite.layout import Dim
 from shufflectl.converters.tflite.versions import minimum_runtime, operator_version
 
-__all__ = ["SIGNATURE", "ModelWriter", "Operator", "Tensor"]
+__all__ = ["COUNTS", "SIGNATURE", "Grid", "ModelWriter", "Operator", "Tensor"]
 
 SIGNATURE: Final = "serving_default"
 """The key of the one signature that every file has."""
@@ -35,6 +36,36 @@ _TYPES: Final = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """What the integers of a tensor stand for: ``scale * (integer - zero point)``.
+
+    Attributes:
+        scales: float32, one, or one for each place of an axis.
+        zeros: The zero points, as many.
+        axis: That axis.
+    """
+
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.int64]
+    axis: int = 0
+
+    @classmethod
+    def of(cls, scale: Scale, *, unsigned: bool = False) -> Self:
+        """Return the grid of an activation, of int8 or uint8 codes."""
+        zero = scale.zero_point + (128 if unsigned else 0)
+        return cls(np.asarray([scale.scale], np.float32), np.asarray([zero], np.int64))
+
+    @property
+    def digest(self) -> bytes:
+        """What tells two grids apart."""
+        return self.scales.tobytes() + self.zeros.tobytes() + bytes([self.axis])
+
+
+COUNTS: Final = Grid(np.ones(1, np.float32), np.zeros(1, np.int64))
+"""The grid of integers that stand for themselves."""
+
+
 @dataclass(eq=False)
 class Tensor:
     """One tensor of the file.
@@ -45,7 +76,8 @@ class Tensor:
         dtype: The type of its elements.
         data: The value of a constant.
         digest: A hash of its bytes.
-        counts: Whether it holds integers that stand for themselves: quantised with scale 1 and zero point 0.
+        grid: What its integers stand for; None where that is not said.
+        scale: The grid that codes of a float tensor would have, see `tflite.integer`; None where it has none.
     """
 
     name: str
@@ -53,7 +85,8 @@ class Tensor:
     dtype: np.dtype[Any]
     data: NDArray[Any] | None = None
     digest: bytes = b""
-    counts: bool = False
+    grid: Grid | None = None
+    scale: Scale | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,17 +96,28 @@ class Tensor:
 
 @dataclass(eq=False)
 class Operator:
-    """One operator of the file."""
+    """One operator of the file.
+
+    Attributes:
+        code: The builtin operator.
+        inputs: What it reads.
+        outputs: What it makes.
+        options: Its options in the schema's object API; None where it has none.
+        floating: Whether it computes in floats, even where its tensors have scales.
+        version: Its version.
+    """
 
     code: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     options: Any = None
+    floating: bool = False
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
         shapes, dtypes = [t.shape for t in self.inputs], [t.dtype for t in self.inputs]
-        self.version = operator_version(self.code, shapes, dtypes, self.options)
+        rows = any(t.grid is not None and len(t.grid.scales) > 1 for t in self.inputs)
+        self.version = operator_version(self.code, shapes, dtypes, self.options, rows=rows)
 
 
 class _Builder(flatbuffers.Builder):  # type: ignore[misc]
@@ -98,7 +142,7 @@ class ModelWriter:
     def __init__(self) -> None:
         self.operators: list[Operator] = []
         self._names: dict[str, int] = {}
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes, bytes], Tensor] = {}
 
     @staticmethod
     def holds(dtype: np.dtype[Any]) -> bool:
@@ -109,21 +153,27 @@ class ModelWriter:
         """Return a new tensor; a name that is taken gets a number behind it."""
         return Tensor(self._unique(name), tuple(dims), np.dtype(dtype))
 
-    def constant(self, data: NDArray[Any], name: str) -> Tensor:
-        """Return a constant; the same one for the same type, shape and bytes."""
+    def constant(self, data: NDArray[Any], name: str, grid: Grid | None = None) -> Tensor:
+        """Return a constant; the same one for the same type, shape, bytes and grid."""
         # np.ascontiguousarray gives a scalar a dimension
         data = data if data.flags.c_contiguous else np.ascontiguousarray(data)
         digest = hashlib.blake2b(data.data if data.size else b"").digest()
-        key = (data.dtype.str, data.shape, digest)
+        key = (data.dtype.str, data.shape, digest, b"" if grid is None else grid.digest)
         if key not in self._constants:
-            self._constants[key] = Tensor(self._unique(name), data.shape, data.dtype, data, digest)
+            self._constants[key] = Tensor(self._unique(name), data.shape, data.dtype, data, digest, grid)
         return self._constants[key]
 
     def operator(
-        self, code: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: Any = None
+        self,
+        code: int,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        options: Any = None,
+        *,
+        floating: bool = False,
     ) -> None:
-        """Append an operator."""
-        self.operators.append(Operator(code, tuple(inputs), tuple(outputs), options))
+        """Append an operator; see `Operator`."""
+        self.operators.append(Operator(code, tuple(inputs), tuple(outputs), options, floating))
 
     def rename(self, tensor: Tensor, name: str) -> None:
         """Give a tensor a name, taking it away from whichever has it."""
@@ -189,11 +239,11 @@ class ModelWriter:
                 type=_TYPES[t.dtype],
                 buffer=0 if t.data is None else buffer(t.data, t.digest),
                 name=t.name,
-                quantization=schema.QuantizationParametersT(
-                    scale=np.ones(1, np.float32), zeroPoint=np.zeros(1, np.int64)
-                )
-                if t.counts
-                else None,
+                quantization=None
+                if t.grid is None
+                else schema.QuantizationParametersT(
+                    scale=t.grid.scales, zeroPoint=t.grid.zeros, quantizedDimension=t.grid.axis
+                ),
                 shapeSignature=None
                 if t.dims == t.shape
                 else np.asarray([d if isinstance(d, int) else -1 for d in t.dims], np.int32),

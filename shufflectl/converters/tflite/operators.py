@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shufflectl.converters.bounds import clip_bounds, non_negative
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.tflite.emitter import Emitter, Handler, Operand, Order, Site, fixed_sizes
-from shufflectl.converters.tflite.flatbuffer import Tensor
+from shufflectl.converters.tflite.flatbuffer import COUNTS, Tensor
 from shufflectl.converters.tflite.layout import Dim, Shape, View
 from shufflectl.converters.tflite.resize import resize
 from shufflectl.converters.trace import NHWC
@@ -541,7 +541,12 @@ def cast(e: Emitter, site: Site) -> None:
         return
     if not e.file.holds(dtype):
         site.refuse(f"type {dtype} is not supported")
-    if data.dtype == np.uint8 and dtype == np.float32 and data.held is not None and data.held[0].counts:
+    if (
+        data.dtype == np.uint8
+        and dtype == np.float32
+        and data.held is not None
+        and data.held[0].grid is COUNTS
+    ):
         # The GPU delegate and XNNPACK take DEQUANTIZE of 8-bit integers; CAST of them neither does (see
         # inspect/gpu.py and xnnpack.py, which cite their sources).
         order = data.natural_order
