@@ -85,6 +85,7 @@ class _Writer:
         self._dtype = np.uint8 if activations == "uint8" else np.int8
         self._origins: dict[str, str] = {}
         self._grids: dict[Scale, tuple[ir.Value, ir.Value]] = {}
+        self._zero_points: dict[tuple[tuple[int, ...], str], ir.Value] = {}
 
     def origin(self, value: ir.Value) -> str:
         """Return the name of the tensor that a rounded one is of."""
@@ -99,8 +100,10 @@ class _Writer:
         output, maker = value.is_graph_output(), value.producer()
         if maker is not None:
             value.name = f"{name}.float"
-        codes = self._value(f"{name}.codes", value, np.dtype(self._dtype))
-        rounded = self._value(name if maker is not None else rounded_name(name), value, np.dtype(np.float32))
+        codes = ir.Value(name=f"{name}.codes")
+        rounded = ir.Value(
+            name=name if maker is not None else rounded_name(name), shape=value.shape, type=value.type
+        )
         self._origins[str(rounded.name)] = name
         nodes = [
             ir.Node("", "QuantizeLinear", [value, *parameters], outputs=[codes], name=str(codes.name)),
@@ -141,10 +144,8 @@ class _Writer:
         name = f"{node.name}.{base}" if self._core.initializers.get(f"{base}.codes") is not None else base
         held = self._initializer(f"{name}.codes", codes)
         inputs = [held, self._initializer(f"{name}.scale", scales)]
-        inputs.append(self._initializer(f"{name}.zero", np.zeros(scales.shape, codes.dtype)))
-        value = ir.Value(
-            name=f"{name}.rounded", shape=ir.Shape(codes.shape), type=ir.TensorType(ir.DataType.FLOAT)
-        )
+        inputs.append(self._zeros(scales.shape, codes.dtype))
+        value = ir.Value(name=f"{name}.rounded")  # its type and shape follow, and files are smaller without
         attributes = [ir.AttrInt64("axis", axis)] if scales.ndim else []
         made = ir.Node("", "DequantizeLinear", inputs, attributes, outputs=[value], name=str(value.name))
         self._core.insert_before(node, made)
@@ -162,6 +163,14 @@ class _Writer:
             self._grids[scale] = (step, self._initializer(f"{base}.zero", zero))
         return self._grids[scale]
 
+    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ir.Value:
+        """Return zero points as a constant, which weights of as many rows share."""
+        key = (shape, dtype.name)
+        if key not in self._zero_points:
+            name = ".".join(["zero", dtype.name, *map(str, shape)])
+            self._zero_points[key] = self._initializer(name, np.zeros(shape, dtype))
+        return self._zero_points[key]
+
     def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
         tensor = ir.tensor(array, name=name)
         value = ir.Value(
@@ -169,7 +178,3 @@ class _Writer:
         )
         self._core.register_initializer(value)
         return value
-
-    @staticmethod
-    def _value(name: str, like: ir.Value, dtype: np.dtype[Any]) -> ir.Value:
-        return ir.Value(name=name, shape=like.shape, type=ir.TensorType(ir.DataType.from_numpy(dtype)))

@@ -121,13 +121,26 @@ class Operator:
 
 
 class _Builder(flatbuffers.Builder):  # type: ignore[misc]
-    """A builder that aligns byte vectors (the constants) to what the schema asks."""
+    """A builder that aligns byte vectors (the constants) to what the schema asks, and writes equal ones once.
+
+    Shapes and zero points of rows are the same for many tensors.
+    """
 
     head: int  # the base class is untyped
 
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._written: dict[tuple[str, bytes], int] = {}
+
     def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802 - overrides the library's name
-        if x.dtype != np.uint8:
-            return int(super().CreateNumpyVector(x))
+        if x.dtype == np.uint8:
+            return self._bytes(x)
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._written:
+            self._written[key] = int(super().CreateNumpyVector(x))
+        return self._written[key]
+
+    def _bytes(self, x: NDArray[Any]) -> int:
         self.StartVector(1, x.size, _ALIGNMENT)
         end: int = self.head
         self.head = end - x.size
