@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.quantize.correct import corrected
+from shufflectl.converters.quantize.correct import shifted
 from shufflectl.converters.quantize.equalise import equalised
 from shufflectl.converters.quantize.observe import METHODS, Method
 from shufflectl.converters.quantize.scales import Scale, from_range
@@ -46,8 +46,8 @@ class Calibration:
         equalise: How far channels are made equally large, 0 to 1; see `quantize.equalise`.
         magnitudes: By tensor, the largest magnitude of each channel in the captured graph; empty where
             nothing is equalised.
-        means: By tensor, the mean of each channel in the equalised graph; empty where biases are not
-            corrected.
+        shifts: By tensor, what is added to each channel's bias in the equalised graph, see
+            `quantize.correct`; empty where biases are not corrected.
     """
 
     graph: str
@@ -58,7 +58,7 @@ class Calibration:
     ranges: Mapping[str, tuple[float, float]] = field(repr=False)
     equalise: float = 0.0
     magnitudes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
-    means: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def prepare(self, graph: Graph) -> Graph:
         """Return the captured graph with equalised channels and corrected biases: the graph that gets codes.
@@ -71,7 +71,7 @@ class Calibration:
         self.require(graph)
         if self.magnitudes:
             graph = equalised(graph, self.magnitudes, self.equalise)
-        return corrected(graph, self.means, self.scales(graph)) if self.means else graph
+        return shifted(graph, self.shifts) if self.shifts else graph
 
     def scales(self, graph: Graph) -> dict[str, Scale]:
         """Return the grid of every tensor of a prepared graph that has codes, the same one for tied tensors.
@@ -121,7 +121,7 @@ class Calibration:
             "equalise": self.equalise,
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
             "magnitudes": {name: _figures(array) for name, array in self.magnitudes.items()},
-            "means": {name: _figures(array) for name, array in self.means.items()},
+            "shifts": {name: _figures(array) for name, array in self.shifts.items()},
         }
 
     @classmethod
@@ -141,7 +141,7 @@ class Calibration:
                 {str(name): (float(low), float(high)) for name, (low, high) in data["ranges"].items()},
                 float(data["equalise"]),
                 {str(name): np.asarray(values, np.float32) for name, values in data["magnitudes"].items()},
-                {str(name): np.asarray(values, np.float32) for name, values in data["means"].items()},
+                {str(name): np.asarray(values, np.float32) for name, values in data["shifts"].items()},
             ).sound(data["schema"])
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DataError(
@@ -158,7 +158,7 @@ class Calibration:
             raise ValueError("it is of another kind")
         if not all(math.isfinite(end) for ends in self.ranges.values() for end in ends):
             raise ValueError("a range is not finite")
-        for arrays in (self.magnitudes, self.means):
+        for arrays in (self.magnitudes, self.shifts):
             if not all(array.ndim == 1 and np.isfinite(array).all() for array in arrays.values()):
                 raise ValueError("figures of channels are no lists of numbers")
         return self

@@ -28,7 +28,7 @@ from shufflectl.converters.quantize.operators import Weighted, weighted
 from shufflectl.converters.quantize.scales import Scale, bias_codes, weight_codes
 from shufflectl.errors import GraphError
 
-__all__ = ["ActivationType", "rounded_name", "with_dequantized_weights", "with_qdq"]
+__all__ = ["ActivationType", "float_name", "rounded_name", "with_dequantized_weights", "with_qdq"]
 
 ActivationType = Literal["uint8", "int8"]
 
@@ -36,6 +36,11 @@ ActivationType = Literal["uint8", "int8"]
 def rounded_name(name: str) -> str:
     """Return what an input of that name is called after it is rounded."""
     return f"{name}.rounded"
+
+
+def float_name(name: str) -> str:
+    """Return what a tensor of that name is called before it is rounded."""
+    return f"{name}.float"
 
 
 def with_qdq(graph: Graph, activations: ActivationType = "uint8") -> Graph:
@@ -99,7 +104,7 @@ class _Writer:
         parameters = self._grid(scale)
         output, maker = value.is_graph_output(), value.producer()
         if maker is not None:
-            value.name = f"{name}.float"
+            value.name = float_name(name)
         codes = ir.Value(name=f"{name}.codes")
         rounded = ir.Value(
             name=name if maker is not None else rounded_name(name), shape=value.shape, type=value.type

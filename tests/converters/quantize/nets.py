@@ -1,6 +1,6 @@
 """Runs captured graphs over random images, as calibration does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -32,15 +32,19 @@ def images(graph: Graph, count: int, seed: int = 0) -> list[NDArray[np.float32]]
     return [rng.standard_normal(shape, dtype=np.float32) for _ in range(count)]
 
 
-def tensors(graph: Graph, batches: list[NDArray[np.float32]]) -> Iterator[Arrays]:
-    """Yield the float tensors of a graph for each batch."""
+def tensors(
+    graph: Graph, batches: list[NDArray[np.float32]], wanted: Sequence[str] | None = None
+) -> Iterator[Arrays]:
+    """Yield the float tensors of a graph for each batch, or those that are wanted."""
     names = [str(v.name) for node in graph.nodes for v in node.outputs if is_activation_tensor(v)]
     name = str(graph.inputs[0].name)
-    running = session(graph.to_proto(), names)
+    given = names if wanted is None else list(wanted)
+    running = session(graph.to_proto(), given)
     for batch in batches:
-        yield {name: batch, **dict(zip(names, running.run(names, {name: batch}), strict=True))}
+        made = dict(zip(given, running.run(given, {name: batch}), strict=True))
+        yield made if wanted is not None else {name: batch, **made}
 
 
-def runner(batches: list[NDArray[np.float32]]) -> Callable[[Graph], Iterator[Arrays]]:
+def runner(batches: list[NDArray[np.float32]]) -> Callable[[Graph, Sequence[str] | None], Iterator[Arrays]]:
     """Return what `calibrate` runs a graph with."""
-    return lambda graph: tensors(graph, batches)
+    return lambda graph, wanted: tensors(graph, batches, wanted)

@@ -60,7 +60,7 @@ def test_another_graph_is_refused(calibration: Calibration) -> None:
 
 def test_no_image_is_refused() -> None:
     with pytest.raises(DataError, match="no images"):
-        calibrate(tiny_graph(), lambda _: [], Recipe(equalise=0), source="", images=0, seed=0)
+        calibrate(tiny_graph(), lambda *_: [], Recipe(equalise=0), source="", images=0, seed=0)
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
@@ -78,7 +78,7 @@ def test_a_strength_out_of_range_is_refused(strength: float) -> None:
         {"ranges": {"x": [0]}},
         {"ranges": []},
         {"magnitudes": {"x": [[1.0]]}},
-        {"means": {"x": ["a"]}},
+        {"shifts": {"x": ["a"]}},
         {"equalise": 2},
         {"images": "many"},
     ],
