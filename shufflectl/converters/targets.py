@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the table is read at start-up; onnx and numpy are not neede
 
 __all__ = [
     "DEPLOYMENT_TARGETS",
+    "FLOATS",
     "IO",
     "IO_TYPES",
     "PALETTES",
@@ -110,7 +111,8 @@ class Target:
         emit(graph, info, options, path)
 
 
-_FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+"""Those without integers."""
 PALETTES: Final[Mapping[Precision, int]] = MappingProxyType({"palette8": 8, "palette6": 6, "palette4": 4})
 """How many bits a weight has, where a file holds it as a place in a table."""
 _ROWS = (
@@ -118,7 +120,7 @@ _ROWS = (
         "onnx",
         ".onnx",
         "nchw",
-        (*_FLOATS, "int8", "int8-weights"),
+        (*FLOATS, "int8", "int8-weights"),
         ("onnxruntime",),
         None,
         None,
@@ -128,7 +130,7 @@ _ROWS = (
         "coreml",
         ".mlpackage",
         "nchw",
-        (*_FLOATS, "int8", "int8-weights", *PALETTES),
+        (*FLOATS, "int8", "int8-weights", *PALETTES),
         ("coreml", "coreml-reference"),
         "coremltools",
         "coreml",
@@ -139,7 +141,7 @@ _ROWS = (
         "tflite",
         ".tflite",
         "nhwc",
-        (*_FLOATS, "int8", "int8-weights", "int8-dynamic"),
+        (*FLOATS, "int8", "int8-weights", "int8-dynamic"),
         ("litert", "tflite-runtime"),
         "ai-edge-litert",
         "tflite",

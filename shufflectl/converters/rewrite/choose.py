@@ -13,6 +13,7 @@ from typing import Any, Final
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, Report, apply, unchanged
 from shufflectl.converters.rewrite.provenance import analyze
+from shufflectl.converters.targets import TARGETS
 from shufflectl.errors import UsageError, nearest
 
 __all__ = ["AUTO", "NATIVE", "Candidate", "Choice", "candidates", "choose", "lower", "parse_align", "settle"]
@@ -96,6 +97,8 @@ _CORE_ML = Choice(
     "the phones that matter",
 )
 _XNNPACK = 5
+_NO_CODES: Final = frozenset({"masked"})
+"""Forms that int8 has not."""
 _LITERT = Choice(
     Candidate("fold", Options(max_concat=_XNNPACK)),
     "no shuffle is left to run, and XNNPACK takes every operator in one partition",
@@ -132,29 +135,45 @@ rounding the captured tensors up to whole blocks would cost: the further their c
 the more is computed outside blocks, or for nothing, anyway. Measured in ONNX Runtime (docs/latency.md):
 padding wins in V2 x0.5, x1.0 and x2.0 (1.0, 0.2 and 0.2 times) and in V1 (0 to 0.4), and loses in V2 x1.5
 (2.4), whose larger stages have 176 and 352 channels."""
+_ORT_CODES = Choice(
+    Candidate("fold-split", Options(align=16, merge=16)),
+    "no shuffle is left to run, and rows of whole vectors suit ONNX Runtime's integer kernels",
+    _DOCS,
+    "integer kernels differ between x86 and Arm: compare fold, and fold-split with and without padding, on "
+    "the phones that matter",
+    Choice(
+        Candidate("fold"),
+        "no shuffle is left to run; padding would cost more than it wins",
+        _DOCS,
+    ),
+)
+_BY_TARGET: Final = {"onnx": _ORT, "coreml": _CORE_ML, "tflite": _LITERT}
 _TABLE: Final[Mapping[tuple[str, str], Choice]] = MappingProxyType(
     {
-        ("onnx", "fp32"): _ORT,
-        ("onnx", "fp16"): _ORT,
-        ("coreml", "fp32"): _CORE_ML,
-        ("coreml", "fp16"): _CORE_ML,
-        ("tflite", "fp32"): _LITERT,
-        ("tflite", "fp16"): _LITERT,
+        **{(t.name, p): _BY_TARGET[t.name] for t in TARGETS.values() for p in t.precisions},
+        ("onnx", "int8"): _ORT_CODES,
     }
 )
-"""What a target gets; every target and precision has a row."""
+"""What a target gets; every target and precision of it has a row."""
 
 
 def candidates(target: str, precision: str) -> tuple[Candidate, ...]:
-    """Return what is worth measuring for a target, the best guess first."""
+    """Return what is worth measuring for a target, the best guess first.
+
+    In int8 there are none whose tensors stand for nothing that was observed, see `quantize.annotate`.
+    """
+    codes = precision == "int8"
     best = _TABLE[target, precision].candidate
     limit = _XNNPACK if target == "tflite" else 0
     found = [best]
     for entry in LOWERINGS.values():
+        if codes and entry.name in _NO_CODES:
+            continue
         choices = [Options()]
         if entry.folds:
+            fills = ((0, 0), (1, 0)) if codes else ((0, 0), (1, 0), (1, 1))
             choices = [Options(max_concat=limit)]
-            choices += [Options(n, limit, m, c) for n in (8, 16) for m, c in ((0, 0), (n, 0), (n, n))]
+            choices += [Options(n, limit, n if m else 0, n if c else 0) for n in (8, 16) for m, c in fills]
         found += [Candidate(entry.name, options) for options in choices]
     return tuple(dict.fromkeys(found))
 
@@ -170,9 +189,15 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
             pads nothing, it has no effect.
 
     Raises:
-        UsageError: There is no such form, or it does not pad.
+        UsageError: There is no such form, or it does not pad; or the target has no such precision.
     """
-    row = _TABLE[target, precision]
+    row = _TABLE.get((target, precision))
+    if row is None:
+        able = [t.name for t in TARGETS.values() if precision in t.precisions]
+        raise UsageError(
+            f"{target} files do not hold numbers as {precision}",
+            hint=f"choose from: {', '.join(TARGETS[target].precisions)}; or --target {','.join(able)}",
+        )
     if shuffle == AUTO:
         if align is None or align == row.candidate.options.align:
             return row
@@ -182,6 +207,11 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
             return replace(row.otherwise, why="no shuffle is left to run, and no padding was asked for")
         chosen = replace(row.candidate, options=_aligned(row.candidate.options, align))
         return Choice(chosen, "the alignment was asked for", "", row.phone)
+    if precision == "int8" and shuffle in _NO_CODES:
+        raise UsageError(
+            f"the shuffle form {shuffle!r} does not exist in int8: it adds up tensors of several scales",
+            hint="choose another --shuffle, as fold",
+        )
     if shuffle not in LOWERINGS:
         raise UsageError(
             f"there is no shuffle form named {shuffle!r}", hint=nearest(shuffle, (AUTO, *LOWERINGS))

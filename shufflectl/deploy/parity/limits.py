@@ -73,6 +73,12 @@ LIMITS: Final[Mapping[str, Limits]] = MappingProxyType(
     {
         "fp32": Limits(max_rel=1e-4, sqnr=80.0, top1=1.0),
         "fp16": Limits(max_rel=2e-2, sqnr=40.0, top1=0.99),
+        "int8": Limits(max_rel=0.25, sqnr=20.0, top1=0.95),
+        "int8-weights": Limits(max_rel=0.1, sqnr=28.0, top1=0.97),
+        "int8-dynamic": Limits(max_rel=0.25, sqnr=20.0, top1=0.95),
+        "palette8": Limits(max_rel=0.1, sqnr=28.0, top1=0.97),
+        "palette6": Limits(max_rel=0.25, sqnr=16.0, top1=0.9),
+        "palette4": Limits(max_rel=0.7, sqnr=4.0, top1=0.6),
     }
 )
 """Default limits by precision.

@@ -16,14 +16,14 @@ from shufflectl.converters.rewrite.choose import (
     settle,
 )
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
-from shufflectl.converters.targets import PRECISIONS, TARGETS
+from shufflectl.converters.targets import TARGETS
 from shufflectl.errors import UsageError
 from shufflectl.models.shufflenet_v2 import ShuffleNetV2Large
 from support.graphs import graph_from_text
 from support.nets import ShuffleNetV2
 
 ROOT = Path(__file__).resolve().parents[3]
-PAIRS = [(target, precision) for target in TARGETS for precision in PRECISIONS]
+PAIRS = [(target.name, precision) for target in TARGETS.values() for precision in target.precisions]
 
 
 @pytest.mark.parametrize(("target", "precision"), PAIRS)
@@ -41,7 +41,16 @@ def test_candidates_are_every_form_once(target: str, precision: str) -> None:
     found = candidates(target, precision)
     assert len(found) == len(set(found))
     assert len({candidate.label for candidate in found}) == len(found)
-    assert set(LOWERINGS) == {candidate.form for candidate in found}
+    refused = {"masked"} if precision == "int8" else set()
+    assert set(LOWERINGS) - refused == {candidate.form for candidate in found}
+
+
+def test_a_precision_that_a_target_has_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="tflite files do not hold numbers as palette4") as caught:
+        choose("tflite", "palette4")
+    assert "coreml" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="does not exist in int8"):
+        choose("onnx", "int8", shuffle="masked")
 
 
 def test_tflite_concats_have_no_more_inputs_than_xnnpack_takes() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shufflectl.converters.metadata import ModelInfo
-from shufflectl.converters.targets import PRECISIONS, TARGETS, EmitOptions, Precision
+from shufflectl.converters.targets import FLOATS, TARGETS, EmitOptions, Precision
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.parity.limits import default_limits
 from shufflectl.deploy.parity.locate import Divergence, locate
@@ -21,7 +21,7 @@ from support import mutate
 from support.nets import tiny_graph, tiny_v2
 
 IMAGES = np.random.default_rng(7).standard_normal((3, 3, 32, 32), dtype=np.float32)
-KINDS = [(target, precision) for target in TARGETS for precision in PRECISIONS]
+KINDS = [(target, precision) for target in TARGETS for precision in FLOATS]
 
 
 @functools.cache
@@ -151,7 +151,7 @@ def test_a_spoilt_bias_is_found(artifact: Path, precision: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", FLOATS)
 def test_every_layer_is_named_when_a_column_of_it_is_missing(
     target: str, precision: Precision, tmp_path: Path
 ) -> None:

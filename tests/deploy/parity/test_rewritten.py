@@ -20,7 +20,7 @@ from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, apply
-from shufflectl.converters.targets import PRECISIONS, TARGETS, EmitOptions, Layout, Precision
+from shufflectl.converters.targets import FLOATS, TARGETS, EmitOptions, Layout, Precision
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.inspect import summarize
 from shufflectl.deploy.parity.limits import default_limits
@@ -33,7 +33,7 @@ from support import mutate
 from support.nets import ShuffleNetV2, randomise
 
 IMAGES = np.random.default_rng(7).standard_normal((3, 3, 32, 32), dtype=np.float32)
-KINDS = [(target, precision) for target in TARGETS for precision in PRECISIONS]
+KINDS = [(target, precision) for target in TARGETS for precision in FLOATS]
 NETS = ("v2", "v1", "se")
 
 
