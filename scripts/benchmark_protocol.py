@@ -5,7 +5,8 @@ Sections:
 - intervals: how often intervals of several methods leave out the truth; simulated, ten processes.
 - simulated: equal files called different, and a 5% slowdown found; simulated processes through the protocol.
 - real: a file against itself, many times, on this machine.
-- agreement: our median against that of the runtimes' own tools, in fresh processes in turns.
+- agreement: our median against that of the runtimes' own tools and of our runner in C, in fresh processes in
+  turns.
 - overhead: what a call spends outside of measuring.
 - memory: the most memory that measuring and writing a result take, against the number of rounds; simulated
   rounds of the length that real ones have at default settings.
@@ -24,7 +25,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +36,11 @@ from shufflectl.benchmarks.bench import BenchOptions, bench
 from shufflectl.benchmarks.compare import paired, unpaired
 from shufflectl.benchmarks.executor import Job, Measured
 from shufflectl.benchmarks.local.executor import LocalExecutor
+from shufflectl.benchmarks.local.own import OwnExecutor, find
 from shufflectl.benchmarks.output import write_csv, write_json
 from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import Config, ModelFile, RunnerInfo, Snapshot, Suite, Target, Warmup
+from shufflectl.benchmarks.runner import built
 from shufflectl.benchmarks.statistics import median, median_interval, ratio_of_samples
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "measuring.md"
@@ -47,6 +50,8 @@ RUNS = 0.057
 RATIOS = 0.01 / 0.6745
 """Standard deviation of ratios of which the middle half lies within 1%."""
 ROUNDS = 10
+BLOCKS = 15
+"""Processes of each program in `agreement`."""
 
 
 def main() -> None:
@@ -209,7 +214,7 @@ def real(arguments: argparse.Namespace) -> str:
     return "\n".join((*head, *rows))
 
 
-_PLAIN = """
+_PLAIN_PROGRAM = """
 import sys, time, statistics, json
 import numpy as np, onnxruntime as ort
 options = ort.SessionOptions()
@@ -226,14 +231,16 @@ print(json.dumps(statistics.median(taken[200:])))
 """
 
 
-def _plain_onnxruntime(file: Path) -> float:
+def _plain(job: Job) -> float:
+    (file,) = job.artifacts
     done = subprocess.run(
-        [sys.executable, "-I", "-c", _PLAIN, str(file)], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", _PLAIN_PROGRAM, str(file)], capture_output=True, text=True, check=True
     )
     return float(json.loads(done.stdout))
 
 
-def _litert_tool(file: Path) -> float:
+def _litert_tool(job: Job) -> float:
+    (file,) = job.artifacts
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
         tool = [sys.executable, "-I", "-m", "ai_edge_litert.tools.benchmark_litert_model"]
@@ -257,35 +264,20 @@ def _find(document: object, word: str) -> float:
 
 def agreement(arguments: argparse.Namespace) -> str:
     """Our median against other programs', in fresh processes in turns."""
-    order = random.Random(0)  # noqa: S311 - the order of processes is no secret
-    rows = []
-    for runtime, file, name, other in (
-        ("onnxruntime", arguments.onnx, "ONNX Runtime, `session.run` timed from Python", _plain_onnxruntime),
-        ("litert", arguments.tflite, "`ai_edge_litert.tools.benchmark_litert_model`", _litert_tool),
-    ):
-        executor = LocalExecutor(runtime)
-        ours: list[float] = []
-        theirs: list[float] = []
-        with executor.open([file]):
-            for block in range(15):
-                job = Job((file,), block, block, Warmup(), 30, 1.5)
-                tasks: list[Callable[[], None]] = [
-                    lambda job=job, executor=executor, ours=ours: ours.append(  # type: ignore[misc]
-                        median(executor.run(job)[0].samples_ns)
-                    ),
-                    lambda file=file, other=other, theirs=theirs: theirs.append(other(file)),  # type: ignore[misc]
-                ]
-                for task in order.sample(tasks, 2):
-                    task()
-        ratio, interval = ratio_of_samples(theirs, ours)
-        low, high = interval or (math.nan, math.nan)
-        rows.append(
-            f"| {name} | {median(theirs) / 1e6:.3f} | {median(ours) / 1e6:.3f} "
-            f"| {ratio:.3f} ({low:.3f}-{high:.3f}) |"
-        )
+    own = OwnExecutor(find(str(built())))
+    rows = _agreement(
+        "onnxruntime", arguments.onnx, {"ONNX Runtime, `session.run` timed from Python": _plain}
+    )
+    with own.open([arguments.tflite]):
+        others: dict[str, Callable[[Job], float]] = {
+            "`ai_edge_litert.tools.benchmark_litert_model`": _litert_tool,
+            "our runner in C (`--runtime litert-c`)": lambda job: median(own.run(job)[0].samples_ns),
+        }
+        rows += _agreement("litert", arguments.tflite, others)
     intro = (
-        "Our median against that of other programs: `shufflenet_v2_x1_0`, one thread, 15 fresh processes "
-        f"of each in turns; {_machine()}. LiteRT's tool gives two decimals of a millisecond."
+        "Our median against that of other programs: `shufflenet_v2_x1_0`, one thread, "
+        f"{BLOCKS} fresh processes of each in turns; {_machine()}. LiteRT's tool gives two decimals of a "
+        "millisecond."
     )
     head = (
         intro,
@@ -294,6 +286,29 @@ def agreement(arguments: argparse.Namespace) -> str:
         "|---|---:|---:|---:|",
     )
     return "\n".join((*head, *rows))
+
+
+def _agreement(runtime: str, file: Path, others: Mapping[str, Callable[[Job], float]]) -> list[str]:
+    """Return a row for each other program; all of them, and ours, take turns in each block."""
+    order = random.Random(0)  # noqa: S311 - the order of processes is no secret
+    executor = LocalExecutor(runtime)
+    programs = {"": lambda job: median(executor.run(job)[0].samples_ns), **others}
+    found: dict[str, list[float]] = {name: [] for name in programs}
+    with executor.open([file]):
+        for block in range(BLOCKS):
+            job = Job((file,), block, block, Warmup(), 30, 1.5)
+            for name in order.sample(list(programs), len(programs)):
+                found[name].append(programs[name](job))
+    ours = found.pop("")
+    rows = []
+    for name, theirs in found.items():
+        ratio, interval = ratio_of_samples(theirs, ours)
+        low, high = interval or (math.nan, math.nan)
+        rows.append(
+            f"| {name} | {median(theirs) / 1e6:.3f} | {median(ours) / 1e6:.3f} "
+            f"| {ratio:.3f} ({low:.3f}-{high:.3f}) |"
+        )
+    return rows
 
 
 def overhead(arguments: argparse.Namespace) -> str:
