@@ -11,7 +11,7 @@ from shufflectl.benchmarks.compare import compare_suites, paired, raise_for_verd
 from shufflectl.benchmarks.executor import Executor
 from shufflectl.benchmarks.local import machine
 from shufflectl.benchmarks.local.own import OWN
-from shufflectl.benchmarks.local.runtimes import RUNTIMES, create, timed
+from shufflectl.benchmarks.local.runtimes import RUNTIMES, create, require_choice, thread_numbers, timed
 from shufflectl.benchmarks.options import in_order
 from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import (
@@ -77,7 +77,7 @@ class BenchOptions:
         runner_kind: On a phone: what the programs are; empty where they say.
         adb: The adb client's path; None for where it is usually found.
         fixed_performance: On a phone: whether to hold the clocks at what it can keep up.
-        threads: Numbers of threads, each measured.
+        threads: Numbers of threads, each measured; a runtime that chooses them itself is measured once.
         affinity: Cores to pin to; empty for none on this machine, and for the fastest ones of a phone.
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
         mode: None for paired where there is a baseline file, absolute otherwise.
@@ -383,14 +383,16 @@ def _groups(
                 hint="compare files of one format, or measure them one by one with --mode absolute",
             )
     groups = []
-    for executor, places in _executors(artifacts, options, phone):
+    executors = _executors(artifacts, options, phone)
+    require_choice([executor.runner.name for executor, _ in executors], options.threads)
+    for executor, places in executors:
         alternating = mode == "paired" and executor.runner.can_pair
         if options.mode == "paired" and not alternating:
             raise UsageError(
                 f"the runner {executor.runner.name} cannot hold two models in one process",
                 hint="leave --mode out to compare separate processes",
             )
-        for threads in options.threads:
+        for threads in thread_numbers(executor.runner.name, options.threads):
             config = Config(
                 options.accelerator,
                 threads,

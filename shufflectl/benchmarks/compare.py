@@ -212,7 +212,7 @@ def _require_same(baseline: Benchmark, candidate: Benchmark) -> None:
         ("versions of the runner", baseline.runner.version, candidate.runner.version),
         ("binaries of the runner", *_binaries(baseline, candidate)),
         ("accelerators", first.accelerator, second.accelerator),
-        ("numbers of threads", first.threads, second.threads),
+        ("numbers of threads", *(c.threads or "the runtime's choice" for c in (first, second))),
         ("cores", first.affinity, second.affinity),
         ("modes", first.mode, second.mode),
     ):

@@ -28,7 +28,7 @@ class Job:
         min_iterations: Fewest timed runs of each artifact.
         min_seconds: Shortest time that the process measures for, untimed (settling) runs included.
         settle: Untimed runs of the same artifact before each timed one, in paired jobs.
-        threads: Of the runtime.
+        threads: Of the runtime, unless it is one that chooses them itself.
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
         affinity: Cores to pin the process to, as in ``0,1``; empty for none; a phone also takes ``big``.
     """

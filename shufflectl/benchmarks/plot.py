@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shufflectl.benchmarks.compare import paired_ratios
 from shufflectl.benchmarks.output import check_writable
-from shufflectl.benchmarks.results import Benchmark, Comparison, Suite
+from shufflectl.benchmarks.results import Benchmark, Comparison, Suite, threads_in_words
 from shufflectl.deploy.publish import write_file
 from shufflectl.errors import MissingDependencyError, UsageError
 
@@ -131,8 +131,7 @@ def _times(axes: "Axes", benchmarks: Sequence[Benchmark]) -> None:
     """Draw a row an artifact: the medians of its processes, and their median with its interval."""
     shown = benchmarks[:_MAX_ROWS]
     labels = [
-        f"{_short(entry.name)}\n{_short(entry.runner.name)}, {entry.config.threads} "
-        f"thread{'s' * (entry.config.threads != 1)}"
+        f"{_short(entry.name)}\n{_short(entry.runner.name)}, {threads_in_words(entry.config.threads)}"
         for entry in shown
     ]
     for row, entry in enumerate(shown):

@@ -226,7 +226,7 @@ def _round(unit: _Unit, block: int, seed: int, state: _State, retries: int) -> S
         config.min_iterations,
         config.min_seconds,
         config.settle,
-        config.threads,
+        config.threads or 1,
         config.accelerator,
         config.affinity,
     )

@@ -39,6 +39,7 @@ __all__ = [
     "Verdict",
     "Warmup",
     "read_suite",
+    "threads_in_words",
 ]
 
 SCHEMA: Final = "shufflectl.bench/1"
@@ -250,7 +251,7 @@ class Config:
 
     Attributes:
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
-        threads: Of the runtime.
+        threads: Of the runtime; None where it chooses them itself, as Core ML does.
         affinity: The cores that it was pinned to in rising order, as in ``0,1``; empty where it was not.
         precision: Of the arithmetic, as far as the file says: ``fp32``, ``fp16``, ``int8``, or ``unknown``.
         mode: One artifact a process, or two in turns.
@@ -263,7 +264,7 @@ class Config:
     """
 
     accelerator: str
-    threads: int
+    threads: int | None
     affinity: str
     precision: str
     mode: Mode
@@ -358,7 +359,7 @@ class Comparison:
         baseline_sha256: Its artifact's.
         candidate_sha256: Its artifact's.
         runner: What ran both.
-        threads: Of both.
+        threads: Of both; None where the runner chooses them itself.
         mode: ``paired``: ratios within processes. ``unpaired``: medians of separate processes.
         ratio: Candidate over baseline: below 1 the candidate is faster.
         interval: The ratio's 95 % interval; None with fewer rounds than one takes.
@@ -373,7 +374,7 @@ class Comparison:
     baseline_sha256: str
     candidate_sha256: str
     runner: str
-    threads: int
+    threads: int | None
     mode: Literal["paired", "unpaired"]
     ratio: float
     interval: tuple[float, float] | None
@@ -427,6 +428,13 @@ class Suite:
         """
         _validate(document, name)
         return decode(cls, {key: value for key, value in document.items() if key != "schema"})
+
+
+def threads_in_words(count: int | None) -> str:
+    """Return a number of threads with the noun, or whose choice it was."""
+    if count is None:
+        return "threads chosen by the runtime"
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def read_suite(path: Path) -> Suite:

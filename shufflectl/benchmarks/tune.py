@@ -16,6 +16,7 @@ from shufflectl.benchmarks.bench import Device
 from shufflectl.benchmarks.executor import Executor, Job, Measured
 from shufflectl.benchmarks.halving import NATIVE, Limits, Outcome, Proof, race
 from shufflectl.benchmarks.local.executor import LocalExecutor
+from shufflectl.benchmarks.local.runtimes import require_choice, thread_numbers
 from shufflectl.benchmarks.options import in_order
 from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import Benchmark, Config, ModelFile, RunnerInfo, Target, Warmup
@@ -64,7 +65,7 @@ class TuneOptions:
         runtime: On this machine: the runtime; None for the format's preferred one.
         runtime_python: The interpreter in which tflite-runtime is installed.
         runner: On a phone: a runner's name, or the path of its binary.
-        threads: Numbers of threads; each has a race of its own.
+        threads: Numbers of threads; each has a race of its own. A runtime that chooses them has one race.
         affinity: Cores to pin to; empty for none.
         accelerator: ``cpu``, ``gpu`` or ``nnapi``.
         budget_s: Seconds for everything.
@@ -118,6 +119,9 @@ def tune(
     in_order(options.affinity)
     place = executor or _executor(target, options)  # before any work, so that what is missing is known now
 
+    require_choice([place.runner.name], options.threads)
+    numbers = thread_numbers(place.runner.name, options.threads)
+
     def left() -> float:
         return options.budget_s - (time.monotonic() - begun)
 
@@ -135,7 +139,7 @@ def tune(
         found = forms.enumerate((request.layout,) if request.layout else _layouts(target), notify)
         config = Config(
             options.accelerator,
-            options.threads[0],
+            numbers[0],
             in_order(options.affinity),
             precision,
             "paired" if place.runner.can_pair else "absolute",
@@ -148,8 +152,8 @@ def tune(
         )
         track = _Track(forms, found, place, target, precision, notify, left)
         races = []
-        for number, threads in enumerate(options.threads):
-            later = left() * (1 - 1 / (len(options.threads) - number))  # for those that follow
+        for number, threads in enumerate(numbers):
+            later = left() * (1 - 1 / (len(numbers) - number))  # for those that follow
             races.append(_race(track, replace(config, threads=threads), options.limits, later))
         return TuneResult(
             subject.info,

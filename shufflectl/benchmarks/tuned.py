@@ -63,7 +63,7 @@ class Race:
     """What was found with one number of threads.
 
     Attributes:
-        threads: That number.
+        threads: That number; None where the runtime chooses it.
         entries: All forms.
         outcome: How the race ended.
         automatic: The place of what export takes without a tuning.
@@ -75,7 +75,7 @@ class Race:
         state: The most noise that any process met.
     """
 
-    threads: int
+    threads: int | None
     entries: tuple[Entry, ...]
     outcome: Outcome
     automatic: int

@@ -38,7 +38,7 @@ class Tuned:
         candidate: The form.
         layout: Of the image input.
         sha256: Of the file that was measured.
-        threads: With which it was measured.
+        threads: With which it was measured; None where the runtime chose them.
         tuned: Whether it was shown to be faster than what export takes by default; otherwise it is that.
         why: In one sentence.
     """
@@ -46,7 +46,7 @@ class Tuned:
     candidate: Candidate
     layout: Layout
     sha256: str
-    threads: int
+    threads: int | None
     tuned: bool
     why: str
 

@@ -47,7 +47,7 @@ def _benchmarks(output: Output, benchmarks: "Sequence[Benchmark]") -> None:
     rows = []
     for benchmark in benchmarks:
         summary = benchmark.summary
-        cells = [_word(benchmark.name), _word(benchmark.runner.name), str(benchmark.config.threads)]
+        cells = [_word(benchmark.name), _word(benchmark.runner.name), _threads(benchmark.config.threads)]
         if summary is None:
             rows.append([*cells, "", "", "", "", "", "", "", "", _STATUS[benchmark.status]])
             continue
@@ -79,11 +79,14 @@ def _benchmarks(output: Output, benchmarks: "Sequence[Benchmark]") -> None:
 
 
 def _title(benchmark: "Benchmark") -> str:
-    return f"{benchmark.name} ({benchmark.runner.name}, {_threads(benchmark.config.threads)})"
+    from shufflectl.benchmarks.results import threads_in_words
+
+    return f"{benchmark.name} ({benchmark.runner.name}, {threads_in_words(benchmark.config.threads)})"
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread" + ("s" if count != 1 else "")
+def _threads(count: int | None) -> str:
+    """Return a number of threads for a column of them."""
+    return "its own" if count is None else str(count)
 
 
 def _flags(output: Output, benchmarks: "Sequence[Benchmark]") -> None:
@@ -157,7 +160,7 @@ def _comparisons(output: Output, comparisons: "Sequence[Comparison]") -> None:
                 _word(entry.candidate),
                 _word(entry.baseline),
                 _word(entry.runner),
-                str(entry.threads),
+                _threads(entry.threads),
                 f"{entry.ratio:.3f}",
                 interval,
                 entry.mode,

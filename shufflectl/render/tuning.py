@@ -26,9 +26,11 @@ def tuned(output: Output, found: "TuneResult", document: dict[str, Any], path: P
 
 
 def _race(output: Output, found: "TuneResult", entry: "Race", mark: str) -> None:
+    from shufflectl.benchmarks.results import threads_in_words
+
     measured = [form for form in entry.entries if form.all]
     measured.sort(key=lambda form: (-len(form.ratios), sorted(form.all)[len(form.all) // 2]))
-    threads = f"{entry.threads} thread{'' if entry.threads == 1 else 's'}"
+    threads = threads_in_words(entry.threads)
     output.table(
         f"{escape(found.model.name)} as {found.target} in {found.precision}, {threads}{mark}",
         ["form", "rungs", "rounds", "of native's time", "in the selection"],

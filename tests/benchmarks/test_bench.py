@@ -1,5 +1,7 @@
 """Which files run where, and against what; without running any."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,16 @@ import onnx
 import pytest
 
 from shufflectl.benchmarks import android
+from shufflectl.benchmarks import bench as module
 from shufflectl.benchmarks.android import store
 from shufflectl.benchmarks.bench import BenchOptions, Device, bench
 from shufflectl.benchmarks.compare import compare_suites
 from shufflectl.benchmarks.options import in_order, parse_cores, parse_share, parse_threads
-from shufflectl.benchmarks.results import RunnerInfo
-from shufflectl.errors import ArtifactError, UsageError
+from shufflectl.benchmarks.report.page import render
+from shufflectl.benchmarks.results import RunnerInfo, Suite, threads_in_words
+from shufflectl.errors import ArtifactError, InputError, UsageError
 from support.fake_executor import FakeExecutor, constant
+from support.results import benchmark
 from support.tflite_files import Op, tflite_bytes
 
 PHONE = Device("android")
@@ -142,3 +147,40 @@ def test_a_result_holds_the_cores_in_order_and_the_same_set_compares(folder: Pat
     suites = [run(folder / "m.tflite", runners=("tflite",), affinity=text).suite for text in ("7,4", "4,7")]
     assert ["4,7", "4,7"] == [suite.benchmarks[0].config.affinity for suite in suites]
     assert 1 == len(compare_suites(*suites, None))
+
+
+def test_a_runtime_that_chooses_its_threads_is_measured_once_and_has_none_recorded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(name: str, **_: Any) -> FakeExecutor:
+        executor = FakeExecutor(constant)
+        executor.runner = RunnerInfo("coreml" if name == "onnxruntime" else name, can_pair=True)
+        return executor
+
+    monkeypatch.setattr(module, "create", create)
+    local: dict[str, Any] = {"device": Device(), "threads": (1, 2)}
+    found = run(folder / "m.onnx", folder / "m.tflite", **local).suite
+    assert [("coreml", None), ("litert", 1), ("litert", 2)] == [
+        (b.runner.name, b.config.threads) for b in found.benchmarks
+    ]
+    alone = [run(folder / "m.onnx", device=Device()).suite for _ in range(2)]
+    (comparison,) = compare_suites(*alone, None)
+    assert comparison.threads is None
+    with pytest.raises(UsageError, match="coreml chooses its threads itself"):
+        run(folder / "m.onnx", **local)
+
+
+def test_a_number_of_threads_is_not_the_choice_of_a_runtime() -> None:
+    sides = [benchmark("a.onnx", 1e6) for _ in range(2)]
+    chosen = replace(sides[0], config=replace(sides[0].config, threads=None))
+    with pytest.raises(InputError, match="different numbers of threads: the runtime's choice and 2"):
+        compare_suites(Suite("", "", (chosen,)), Suite("", "", (sides[1],)), None)
+
+
+def test_what_nobody_chose_is_said_in_words_and_read_again() -> None:
+    entry = benchmark("a.onnx", 1e6)
+    result = Suite("", "", (replace(entry, config=replace(entry.config, threads=None)),))
+    assert result == Suite.from_json(json.loads("".join(result.to_text())))
+    assert "chosen by the runtime" in render([("r", result)])
+    assert "threads chosen by the runtime" == threads_in_words(None)
+    assert ("1 thread", "2 threads") == (threads_in_words(1), threads_in_words(2))

@@ -25,10 +25,13 @@ from shufflectl.errors import (
     nearest,
 )
 
-__all__ = ["RUNTIMES", "LocalExecutor", "call", "require_cpu", "require_file"]
+__all__ = ["CHOOSES_THREADS", "RUNTIMES", "LocalExecutor", "call", "require_cpu", "require_file"]
 
 RUNTIMES: Final = ("onnxruntime", "litert", "tflite-runtime", "coreml")
 """Runtimes that the worker times; the Core ML reference is not worth it."""
+
+CHOOSES_THREADS: Final = frozenset({"coreml"})
+"""Those of them that cannot be told a number of threads: none is recorded, since none would be true."""
 
 _WORKER: Final = Path(__file__).with_name("round_worker.py")
 _GRACE_S: Final = 120.0

@@ -82,7 +82,7 @@ def _protocol(benchmark: Benchmark, members: Sequence[Benchmark]) -> list[tuple[
     mode = {"absolute": "one artifact a process", "paired": "two artifacts a process, in turns"}[config.mode]
     return [
         ("accelerator", config.accelerator),
-        ("threads", str(config.threads)),
+        ("threads", _text(config.threads) or "chosen by the runtime"),
         ("pinned to cores", config.affinity or "no"),
         ("precision", ", ".join(dict.fromkeys(member.config.precision for member in members))),
         ("mode", mode),
