@@ -208,7 +208,7 @@ class RunnerInfo:
 
     Attributes:
         name: What users call it.
-        version: Of the runtime.
+        version: Of the runtime; on a phone the hashes of its libraries, and empty where it is the program.
         sha256: Of the runner's binary, or of the worker program.
         argv: An example of the command line, without paths of this machine.
         provides_samples: Whether it gives every run's time.

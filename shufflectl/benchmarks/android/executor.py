@@ -31,6 +31,7 @@ from shufflectl.deploy.devices import (
     require_room,
     require_tools,
 )
+from shufflectl.deploy.publish import digest
 from shufflectl.errors import (
     ArtifactError,
     DeviceError,
@@ -94,12 +95,18 @@ class AndroidExecutor:
         self._cores: tuple[int, ...] = ()
         self._state: DeviceState | None = None
         self._argv: tuple[str, ...] = ()
+        self._version = ", ".join(f"{file.name} {digest(file)[:12]}" for file in program.libraries)
 
     @property
     def runner(self) -> RunnerInfo:
-        """What runs the artifacts; the command line is that of the last round."""
+        """What runs the artifacts; the command line is that of the last round.
+
+        A program does not tell its runtime's version. Where the runtime is a library of its own, its hash
+        stands in place of one: the program's says nothing about it.
+        """
         return RunnerInfo(
             name=self._runner.name,
+            version=self._version,
             sha256=self._program.sha256,
             argv=self._argv,
             provides_samples=self._runner.provides_samples,

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,14 +103,10 @@ class LocalExecutor:
             raise UnavailableError(f"{self._runtime.name}: {state.reason}", hint=state.remedy)
         for artifact in artifacts:
             require_file(artifact, self.format, self._runtime.name)
-        self._runner = RunnerInfo(
-            self._runner.name,
-            state.version,
-            self._runner.sha256,
-            self._runner.argv,
-            provides_samples=True,
-            can_pair=True,
-        )
+        version = state.version
+        if self._runtime.name == "coreml":  # a part of macOS; the package only calls it
+            version = f"macOS {platform.mac_ver()[0]}, coremltools {version}"
+        self._runner = replace(self._runner, version=version)
         yield
 
     def settle(self) -> None:

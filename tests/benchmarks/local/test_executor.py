@@ -15,6 +15,8 @@ from shufflectl.benchmarks.local import executor as module
 from shufflectl.benchmarks.local.executor import LocalExecutor
 from shufflectl.benchmarks.local.machine import affinity, snapshot, target
 from shufflectl.benchmarks.results import Warmup
+from shufflectl.deploy.runtimes.base import Availability
+from shufflectl.deploy.runtimes.coreml import CoreML
 from shufflectl.errors import ArtifactError, ShufflectlError, UnavailableError, UnstableError, UsageError
 from support.tflite_files import Op, tflite_bytes
 
@@ -256,6 +258,15 @@ def test_runtimes_that_are_not_timed() -> None:
     for name in ("coreml-reference", "onnxruntim", ""):
         with pytest.raises(UsageError):
             LocalExecutor(name)
+
+
+def test_the_version_of_core_ml_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = Availability(ok=True, version="9.0")
+    monkeypatch.setattr(CoreML, "available", lambda _: ready)
+    monkeypatch.setattr(module.platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
+    executor = LocalExecutor("coreml")
+    with executor.open([]):
+        assert "macOS 15.2, coremltools 9.0" == executor.runner.version
 
 
 def test_the_gpu_is_not_of_this_machine() -> None:
