@@ -22,11 +22,10 @@ from shufflectl.benchmarks.protocol import Group, Subject, measure
 from shufflectl.benchmarks.results import Benchmark, Config, ModelFile, RunnerInfo, Target, Warmup
 from shufflectl.benchmarks.statistics import median
 from shufflectl.benchmarks.tuned import Entry, Race, TuneResult
-from shufflectl.converters.graph import Graph
 from shufflectl.converters.targets import TARGETS, Emitter, Layout
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
-from shufflectl.deploy.export import fix_layout, open_subject
+from shufflectl.deploy.export import fix_layout, open_subject, source_of
 from shufflectl.deploy.forms import Form, Forms, Written
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.errors import UnavailableError, UnstableError, UsageError
@@ -136,7 +135,7 @@ def tune(
         subject = open_subject(request, notify)
         request = fix_layout(request, subject)
         forms = Forms(request, subject, emit, folder)
-        found = forms.enumerate((request.layout,) if request.layout else _layouts(target), notify)
+        found = forms.enumerate(_layouts(target, request), notify)
         config = Config(
             options.accelerator,
             numbers[0],
@@ -157,7 +156,7 @@ def tune(
             races.append(_race(track, replace(config, threads=threads), options.limits, later))
         return TuneResult(
             subject.info,
-            tuple(d for d in Graph.shape(subject.graph.inputs[0]) if isinstance(d, int)),
+            source_of(request, subject),
             target,
             precision,
             place.target,
@@ -168,7 +167,7 @@ def tune(
             created,
             options.budget_s,
             time.monotonic() - begun,
-            subject.notes,
+            (*subject.notes, *forms.notes),
         )
 
 
@@ -198,8 +197,12 @@ def _executor(target: str, options: TuneOptions) -> Executor:
     return LocalExecutor(name, python=options.runtime_python)
 
 
-def _layouts(target: str) -> tuple[Layout, ...]:
-    """Return both layouts, the target's own first."""
+def _layouts(target: str, request: ExportRequest) -> tuple[Layout, ...]:
+    """Return the layouts that are worth a try: both, the target's own first, unless there is just one."""
+    if request.layout is not None:
+        return (request.layout,)
+    if target == "coreml" and request.input_type == "uint8":  # a picture has none
+        return ("nchw",)
     return ("nhwc", "nchw") if TARGETS[target].default_layout == "nhwc" else ("nchw", "nhwc")
 
 

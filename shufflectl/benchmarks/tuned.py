@@ -11,7 +11,7 @@ from shufflectl.benchmarks.results import Config, RunnerInfo, Target
 from shufflectl.benchmarks.statistics import median, median_interval
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.deploy.forms import Form, Written
-from shufflectl.deploy.tuning import SCHEMA, form_to_json, validate
+from shufflectl.deploy.tuning import SCHEMA, Source, form_to_json, validate
 
 __all__ = ["Entry", "Race", "TuneResult"]
 
@@ -133,7 +133,7 @@ class TuneResult:
 
     Attributes:
         model: What was tuned.
-        input_shape: Of its first input.
+        source: The same as `export` compares it.
         target: The format.
         precision: Of the files.
         device: Where they ran.
@@ -148,7 +148,7 @@ class TuneResult:
     """
 
     model: ModelInfo
-    input_shape: tuple[int, ...]
+    source: Source
     target: str
     precision: str
     device: Target
@@ -167,10 +167,8 @@ class TuneResult:
             "schema": SCHEMA,
             "created": self.created,
             "tool": f"shufflectl {shufflectl.__version__}",
-            "model": self.model.name,
+            **self.source.to_json(),
             "weights": self.model.weights,
-            "weights_sha256": self.model.weights_sha256,
-            "input_shape": list(self.input_shape),
             "target": self.target,
             "precision": self.precision,
             "device": encode(self.device),

@@ -8,13 +8,18 @@ import typer
 from shufflectl.commands.options import (
     OUTPUT,
     Arguments,
+    Features,
+    FoldPreprocess,
     Images,
     Inputs,
+    InputType,
     Json,
     MaxRelative,
     MinSqnr,
     MinTop1,
+    OutputStride,
     PerLayer,
+    Preprocess,
     RuntimeNames,
     RuntimePython,
     Seed,
@@ -85,21 +90,8 @@ def export(
             "it leaves them free.",
         ),
     ] = None,
-    output_stride: Annotated[
-        int | None,
-        typer.Option(
-            metavar="16|8",
-            help="For dense prediction: a last feature map of this stride, by dilation, of the same weights.",
-        ),
-    ] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Feature maps as outputs, not the logits: stage2, stage3 ..., all, logits; repeatable, or "
-            "separated by commas.",
-        ),
-    ] = None,
+    output_stride: OutputStride = None,
+    features: Features = None,
     batch: Annotated[str, typer.Option(metavar="1|N|dynamic", help="The batch size of the files.")] = "1",
     layout: Annotated[
         str | None,
@@ -119,29 +111,9 @@ def export(
         str,
         typer.Option(metavar="auto|N", help="Pad channel counts to a multiple of N, in forms that can."),
     ] = "auto",
-    preprocess: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|WORD|FILE.json|KEY=VALUE,...",
-            help="What images go through: auto (what the weights say), imagenet, megvii, signed (-1 to 1), "
-            "unit (0 to 1), none (0 to 255), a file, or values as color=bgr,scale=1/255,mean=...,std=...",
-        ),
-    ] = "auto",
-    fold_preprocess: Annotated[
-        bool,
-        typer.Option(
-            "--fold-preprocess",
-            help="Let the files do that themselves, in their weights where it is exact: they take RGB pixels "
-            "from 0 to 255.",
-        ),
-    ] = False,
-    input_type: Annotated[
-        str,
-        typer.Option(
-            metavar="float|uint8",
-            help="Type of the image input; uint8 is an image (picture) for Core ML.",
-        ),
-    ] = "float",
+    preprocess: Preprocess = "auto",
+    fold_preprocess: FoldPreprocess = False,
+    input_type: InputType = "float",
     tuning: Annotated[
         list[Path] | None,
         typer.Option(

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 __all__ = [
     "OUTPUT",
     "Arguments",
+    "Features",
+    "FoldPreprocess",
     "Images",
+    "InputType",
     "Inputs",
     "Json",
     "MaxRelative",
     "MinSqnr",
     "MinTop1",
+    "OutputStride",
     "PerLayer",
+    "Preprocess",
     "RuntimeNames",
     "RuntimePython",
     "Seed",
@@ -81,6 +86,44 @@ Inputs = Annotated[
         metavar="NAME=SHAPE",
         help="Name and shape of an input of package.module:factory, for example image=1x3x320x320; "
         "repeatable, in the order in which the network takes them.",
+    ),
+]
+OutputStride = Annotated[
+    int | None,
+    typer.Option(
+        metavar="16|8",
+        help="For dense prediction: a last feature map of this stride, by dilation, of the same weights.",
+    ),
+]
+Features = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Feature maps as outputs, not the logits: stage2, stage3 ..., all, logits; repeatable, or "
+        "separated by commas.",
+    ),
+]
+Preprocess = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|WORD|FILE.json|KEY=VALUE,...",
+        help="What images go through: auto (what the weights say), imagenet, megvii, signed (-1 to 1), "
+        "unit (0 to 1), none (0 to 255), a file, or values as color=bgr,scale=1/255,mean=...,std=...",
+    ),
+]
+FoldPreprocess = Annotated[
+    bool,
+    typer.Option(
+        "--fold-preprocess",
+        help="Let the files do that themselves, in their weights where it is exact: they take RGB pixels "
+        "from 0 to 255.",
+    ),
+]
+InputType = Annotated[
+    str,
+    typer.Option(
+        metavar="float|uint8",
+        help="Type of the image input; uint8 is an image (picture) for Core ML.",
     ),
 ]
 Images = Annotated[

@@ -7,7 +7,14 @@ import typer
 
 from shufflectl.commands.options import (
     OUTPUT,
+    Arguments,
+    Features,
+    FoldPreprocess,
+    Inputs,
+    InputType,
     Json,
+    OutputStride,
+    Preprocess,
     RuntimePython,
     Seed,
     Verbose,
@@ -21,6 +28,7 @@ EXAMPLES = (
     "shufflectl tune shufflenet_v2_x1_0 --weights best.pt --target onnx --out tuning.json",
     "shufflectl tune model.onnx --target tflite --threads 1,2 --budget 10m",
     "shufflectl tune shufflenet_v2_x1_0 --target tflite --device android --runner litert",
+    "shufflectl tune shufflenet_v2_x1_0 --target tflite --fold-preprocess --input-type uint8",
 )
 
 
@@ -28,13 +36,16 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|FILE",
-            help="A name that [cyan]shufflectl models[/] lists, or an .onnx file of any exporter.",
+            metavar="MODEL|FILE|MODULE:FACTORY",
+            help="A name that [cyan]shufflectl models[/] lists, an .onnx file of any exporter, or a Python "
+            "function that builds a torch module.",
             autocompletion=complete_model,
         ),
     ],
     target: Annotated[str, typer.Option(metavar="NAME", help="onnx, coreml or tflite.")],
     weights: Weights = None,
+    arg: Arguments = None,
+    input_: Inputs = None,
     precision: Annotated[str, typer.Option(metavar="NAME", help="fp32 or fp16.")] = "fp32",
     device: Annotated[
         str,
@@ -61,6 +72,11 @@ def tune(
     ] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="Height and width of the input.")] = None,
+    output_stride: OutputStride = None,
+    features: Features = None,
+    preprocess: Preprocess = "auto",
+    fold_preprocess: FoldPreprocess = False,
+    input_type: InputType = "float",
     batch: Annotated[str, typer.Option(metavar="N", help="The batch size of the files.")] = "1",
     budget: Annotated[
         str, typer.Option(metavar="TIME", help="Time for everything, as 90s, 3m or 1h.")
@@ -91,10 +107,17 @@ def tune(
     request = ExportRequest.parse(
         model=model,
         weights=weights,
+        arguments=arg or (),
+        inputs=input_ or (),
         targets=[target],
         precisions=[precision],
         num_classes=num_classes,
         input_size=input_size,
+        output_stride=output_stride,
+        features=features or (),
+        preprocess=preprocess,
+        fold_preprocess=fold_preprocess,
+        input_type=input_type,
         batch=batch,
         layout=layout,
         verbose=OUTPUT.verbose,

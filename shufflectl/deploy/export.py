@@ -25,6 +25,7 @@ from shufflectl.deploy.onnx_model import UNPREPARED, is_file, open_model, readin
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.pixels import give_pixels, prepared
 from shufflectl.deploy.publish import Staging
+from shufflectl.deploy.tuning import Source
 from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
 from shufflectl.models import LoadedModel, dense, load
@@ -40,6 +41,7 @@ __all__ = [
     "fix_layout",
     "open_subject",
     "reference",
+    "source_of",
 ]
 
 REFERENCE = "torch"
@@ -86,9 +88,7 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             subject = open_subject(request, notify)
             request = fix_layout(request, subject)
             for tuning in request.tunings:
-                shape = Graph.shape(subject.graph.inputs[0])
-                info = subject.info
-                tuning.check(model=info.name, weights_sha256=info.weights_sha256, input_shape=shape)
+                tuning.check(source_of(request, subject))
             with nullcontext() if subject.path is None else reading(subject.path):
                 given = give_pixels(request, subject.graph, subject.info.preprocess)
             subject = replace(subject, notes=(*subject.notes, *given.notes))
@@ -149,6 +149,20 @@ def open_subject(request: ExportRequest, notify: Notify) -> Subject:
     if request.model is not None and is_file(request.model):
         return _file(request, notify)
     return _model(request, notify)
+
+
+def source_of(request: ExportRequest, subject: Subject) -> Source:
+    """Return what forms of a subject are forms of, as a tuning holds it."""
+    info = subject.info
+    return Source(
+        info.name,
+        info.weights_sha256,
+        tuple((str(value.name), Graph.shape(value)) for value in subject.graph.inputs),
+        request.fold_preprocess,
+        request.input_type,
+        request.output_stride,
+        tuple(str(value.name) for value in subject.graph.outputs) if request.features else (),
+    )
 
 
 def _built(request: ExportRequest, factory: Factory, notify: Notify) -> Subject:

@@ -79,6 +79,8 @@ class Forms:
     def __init__(self, request: ExportRequest, subject: Subject, emit: Emitter, folder: Path) -> None:
         self._request, self._subject, self._emit, self._folder = request, subject, emit, folder
         (self._target,), (self._precision,) = request.targets, request.precisions
+        with nullcontext() if subject.path is None else reading(subject.path):
+            self._given = give_pixels(request, subject.graph, subject.info.preprocess)
         self._number = 0
         self._graphs: dict[Candidate, Graph] = {}
 
@@ -93,28 +95,32 @@ class Forms:
         with nullcontext() if self._subject.path is None else reading(self._subject.path):
             for done, candidate in enumerate(wanted):
                 notify(f"rewriting: {candidate.label}", done, len(wanted))
-                graph, report = lower(self._subject.graph, candidate)
+                graph, report = lower(self._given.graph, candidate)
                 key = _outline(graph) if report.changed else ""
                 found.setdefault(key, []).append(candidate)
-                self._graphs[candidate] = graph if report.changed else self._subject.graph
+                self._graphs[candidate] = graph if report.changed else self._given.graph
         distinct = [(same[0], tuple(other.label for other in same[1:])) for same in found.values()]
         return tuple(Form(candidate, layout, others) for layout in layouts for candidate, others in distinct)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the files' inputs, a sentence each."""
+        return self._given.notes
 
     @property
     def automatic(self) -> Candidate:
         """What `export` takes without a tuning."""
         choice = choose(self._target, self._precision, shuffle=AUTO)
-        return settle(self._subject.graph, choice).candidate
+        return settle(self._given.graph, choice).candidate
 
     def write(self, form: Form) -> Written:
         """Write a form as a file, run it, and compare it with the reference."""
         self._number += 1
         path = self._folder / f"form{self._number:03d}{TARGETS[self._target].extension}"
-        request, subject = replace(self._request, layout=form.layout), self._subject
-        given = give_pixels(request, subject.graph, subject.info.preprocess)
+        request = replace(self._request, layout=form.layout)
         options = request.emit_options(self._precision)
-        image = given.input(self._target, self._precision)
-        info = replace(subject.info, precision=self._precision, input=image)
+        image = replace(self._given, request=request).input(self._target, self._precision)
+        info = replace(self._subject.info, precision=self._precision, input=image)
         try:
             with nullcontext() if self._subject.path is None else reading(self._subject.path):
                 self._emit(self._graphs[form.candidate], info, options, path)

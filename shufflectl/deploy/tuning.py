@@ -1,15 +1,14 @@
 """What `shufflectl tune` found, as a file that `export --tuning` takes.
 
 The file may come from anywhere. It is bounded in size and validated against a schema before anything of it is
-used; of a valid one, export uses nothing but the form, its options and the layout, and only for the model,
-weights, input, target and precision that were measured.
+used; of a valid one, export uses nothing but the form, its options and the layout, and only for the network,
+inputs, target and precision that were measured.
 """
 
 import functools
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -19,7 +18,7 @@ from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
 from shufflectl.converters.targets import TARGETS, Layout
 from shufflectl.errors import InputError
 
-__all__ = ["SCHEMA", "Tuned", "Tuning", "form_to_json", "read_tuning", "validate"]
+__all__ = ["SCHEMA", "Source", "Tuned", "Tuning", "form_to_json", "read_tuning", "validate"]
 
 SCHEMA: Final = "shufflectl.tuning/1"
 
@@ -28,6 +27,85 @@ _HINT: Final = "pass a file that 'shufflectl tune --out FILE' wrote"
 _AGAIN: Final = "tune again for what is exported, or leave --tuning out"
 
 JSON = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What forms are forms of: all that decides which there are, and what they cost.
+
+    Attributes:
+        model: The network's name.
+        weights_sha256: Digest of its weights.
+        inputs: Names and shapes of the captured graph's inputs, in their order.
+        fold_preprocess: Whether files prepare their images themselves.
+        input_type: Of images, ``float`` or ``uint8``.
+        output_stride: Of a network of the registry; None for its own.
+        features: Likewise, the feature maps that are its outputs; empty for the logits.
+    """
+
+    model: str
+    weights_sha256: str
+    inputs: tuple[tuple[str, tuple[int | str, ...]], ...]
+    fold_preprocess: bool = False
+    input_type: str = "float"
+    output_stride: int | None = None
+    features: tuple[str, ...] = ()
+
+    def to_json(self) -> JSON:
+        """Return the source as the tuning file holds it."""
+        return {
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "inputs": [{"name": name, "shape": list(shape)} for name, shape in self.inputs],
+            "fold_preprocess": self.fold_preprocess,
+            "input_type": self.input_type,
+            "output_stride": self.output_stride,
+            "features": list(self.features),
+        }
+
+    @classmethod
+    def from_json(cls, document: JSON) -> Self:
+        """Read the source from a tuning file that satisfies its schema."""
+        return cls(
+            document["model"],
+            document["weights_sha256"],
+            tuple((entry["name"], tuple(entry["shape"])) for entry in document["inputs"]),
+            document["fold_preprocess"],
+            document["input_type"],
+            document["output_stride"],
+            tuple(document["features"]),
+        )
+
+    def differs(self, other: "Source", weights: str) -> str:
+        """Return in words how what was measured differs from what is exported; empty where it does not.
+
+        Args:
+            other: What is exported.
+            weights: How the weights that were measured were named.
+        """
+        if self.model != other.model:
+            return f"for {self.model}, not for {other.model}"
+        if self.weights_sha256 != other.weights_sha256:
+            mine, others = self.weights_sha256[:12], other.weights_sha256[:12]
+            return f"with weights of SHA-256 {mine} ({weights}), and these are {others}"
+        if self.inputs != other.inputs:
+            return f"with inputs of {_shapes(self.inputs)}, not of {_shapes(other.inputs)}"
+        if self.fold_preprocess != other.fold_preprocess:
+            ways = "files that prepare their images themselves", "files whose callers prepare the images"
+            return f"with {ways[not self.fold_preprocess]}, not with {ways[self.fold_preprocess]}"
+        if self.input_type != other.input_type:
+            return f"with {self.input_type} images, not with {other.input_type} ones"
+        if self.output_stride != other.output_stride:
+            strides = [str(s.output_stride or "the network's own") for s in (self, other)]
+            return f"with an output stride of {strides[0]}, not of {strides[1]}"
+        if self.features != other.features:
+            maps = [", ".join(s.features) or "the logits" for s in (self, other)]
+            return f"with {maps[0]} as outputs, not with {maps[1]}"
+        return ""
+
+
+def _shapes(inputs: tuple[tuple[str, tuple[int | str, ...]], ...]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs)
 
 
 @dataclass(frozen=True)
@@ -58,10 +136,8 @@ class Tuning:
     Attributes:
         name: The file's name, for messages.
         sha256: The file's digest.
-        model: The model's name.
+        source: What was measured.
         weights: How its weights were named.
-        weights_sha256: Their digest.
-        input_shape: Of the first input of the captured graph.
         target: The format.
         precision: Of the file.
         device: What it was measured on, in words.
@@ -70,10 +146,8 @@ class Tuning:
 
     name: str
     sha256: str
-    model: str
+    source: Source
     weights: str
-    weights_sha256: str
-    input_shape: tuple[int, ...]
     target: str
     precision: str
     device: str
@@ -115,10 +189,10 @@ class Tuning:
         return cls(
             name=name,
             sha256=sha256,
-            input_shape=tuple(document["input_shape"]),
+            source=Source.from_json(document),
             device=str(device["model"] or device["cpu"] or device["kind"]),
             choice=choice,
-            **{key: document[key] for key in ("model", "weights", "weights_sha256", "target", "precision")},
+            **{key: document[key] for key in ("weights", "target", "precision")},
         )
 
     @property
@@ -126,25 +200,15 @@ class Tuning:
         """The choice as `choose` would give it."""
         return Choice(self.choice.candidate, self.choice.why, self.name)
 
-    def check(self, *, model: str, weights_sha256: str, input_shape: Sequence[int | str]) -> None:
+    def check(self, source: Source) -> None:
         """Refuse to be used for something else than what was measured.
 
         Raises:
-            InputError: The model, its weights or its input differ.
+            InputError: The network or how it is exported differs.
         """
-        if model != self.model:
-            raise InputError(f"{self.name} was measured for {self.model}, not for {model}", hint=_AGAIN)
-        if weights_sha256 != self.weights_sha256:
-            raise InputError(
-                f"{self.name} was measured with weights of SHA-256 {self.weights_sha256[:12]} "
-                f"({self.weights}), and these are {weights_sha256[:12]}",
-                hint=_AGAIN,
-            )
-        if tuple(input_shape) != self.input_shape:
-            shapes = ["x".join(map(str, shape)) for shape in (self.input_shape, input_shape)]
-            raise InputError(
-                f"{self.name} was measured with inputs of {shapes[0]}, not of {shapes[1]}", hint=_AGAIN
-            )
+        difference = self.source.differs(source, self.weights)
+        if difference:
+            raise InputError(f"{self.name} was measured {difference}", hint=_AGAIN)
 
     def to_manifest(self, sha256: str) -> JSON:
         """Return what a manifest says about it.

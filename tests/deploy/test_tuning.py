@@ -2,13 +2,14 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shufflectl.deploy.options import ExportRequest
-from shufflectl.deploy.tuning import Tuning, read_tuning
+from shufflectl.deploy.tuning import Source, Tuning, read_tuning
 from shufflectl.errors import InputError, UsageError
 
 DOCUMENT: dict[str, Any] = {
@@ -18,7 +19,11 @@ DOCUMENT: dict[str, Any] = {
     "model": "net",
     "weights": "random:0",
     "weights_sha256": "a" * 64,
-    "input_shape": [1, 3, 32, 32],
+    "inputs": [{"name": "image", "shape": [1, 3, 32, 32]}],
+    "fold_preprocess": False,
+    "input_type": "float",
+    "output_stride": None,
+    "features": [],
     "target": "onnx",
     "precision": "fp32",
     "device": {
@@ -137,7 +142,10 @@ def test_what_it_chose_is_what_export_takes() -> None:
         ("chosen", 1),
         ("chosen", -1),
         ("races", []),
-        ("input_shape", ["x"]),
+        ("inputs", []),
+        ("inputs.0.shape", ["x"]),
+        ("input_type", "int4"),
+        ("features", "stage2"),
         ("races.0.choice.form.form", "no-such-form"),
         ("races.0.choice.form.align", 0),
         ("races.0.choice.form.align", 10**9),
@@ -178,21 +186,42 @@ def test_a_file_is_known_by_its_name_and_digest(tmp_path: Path) -> None:
     assert 64 == len(found.sha256)
 
 
+IMAGE = ("image", (1, 3, 32, 32))
+MEASURED = Source("net", "a" * 64, (IMAGE,))
+
+
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("given", "says"),
     [
-        ({"model": "other"}, "other"),
-        ({"weights_sha256": "c" * 64}, "cccccccccccc"),
-        ({"input_shape": (1, 3, 64, 64)}, "1x3x64x64"),
-        ({"input_shape": ("batch", 3, 32, 32)}, "batchx3x32x32"),
+        ({"model": "other"}, "was measured for net, not for other"),
+        ({"weights_sha256": "c" * 64}, "SHA-256 aaaaaaaaaaaa (random:0), and these are cccccccccccc"),
+        (
+            {"inputs": (("image", (1, 3, 64, 64)),)},
+            "with inputs of image 1x3x32x32, not of image 1x3x64x64",
+        ),
+        ({"inputs": (("image", ("batch", 3, 32, 32)),)}, "not of image batchx3x32x32"),
+        ({"inputs": (IMAGE, ("size", (2,)))}, "not of image 1x3x32x32, size 2"),
+        (
+            {"fold_preprocess": True},
+            "files whose callers prepare the images, not with files that prepare their images themselves",
+        ),
+        ({"input_type": "uint8"}, "with float images, not with uint8 ones"),
+        ({"output_stride": 16}, "with an output stride of the network's own, not of 16"),
+        ({"features": ("stage2", "stage4")}, "with the logits as outputs, not with stage2, stage4"),
     ],
 )
-def test_it_is_only_for_what_was_measured(given: dict[str, Any], word: str) -> None:
-    fits: dict[str, Any] = {"model": "net", "weights_sha256": "a" * 64, "input_shape": (1, 3, 32, 32)}
+def test_it_is_only_for_what_was_measured(given: dict[str, Any], says: str) -> None:
     tuning = Tuning.from_json(DOCUMENT, "t.json")
-    tuning.check(**fits)
-    with pytest.raises(InputError, match=word):
-        tuning.check(**{**fits, **given})
+    tuning.check(MEASURED)
+    with pytest.raises(InputError) as caught:
+        tuning.check(replace(MEASURED, **given))
+    assert caught.value.message.startswith("t.json was measured ")
+    assert says in caught.value.message
+
+
+def test_what_was_measured_survives_json() -> None:
+    source = Source("n", "a" * 64, (IMAGE, ("mask", (1, 8))), True, "uint8", 16, ("stage2",))
+    assert source == Tuning.from_json({**DOCUMENT, **source.to_json()}, "t.json").source
 
 
 @pytest.mark.parametrize(
