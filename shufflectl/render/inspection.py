@@ -38,6 +38,7 @@ def inspection(output: Output, found: "Inspection", *, operators: bool) -> None:
     totals = [
         ["operators", str(len(summary.operators))],
         ["parameters", number(summary.parameters)],
+        ["held as", ", ".join(f"{kind} {number(n)}" for kind, n in summary.parameters_by_type.items())],
         ["multiply-adds", number(summary.multiply_adds)],
         [
             "memory access",

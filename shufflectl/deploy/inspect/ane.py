@@ -136,7 +136,7 @@ def _operations(function: Any, block: Any) -> Iterator[_Operation]:
     for message in block.operations:
         for item in message.outputs:
             shapes[item.name] = _shape(item.type)
-        if message.type == "const":
+        if message.type == "const" or message.type.startswith("constexpr_"):
             value = message.attributes.get("val")
             for item in message.outputs:
                 numbers[item.name] = () if value is None else _numbers(value)

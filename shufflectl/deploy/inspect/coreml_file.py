@@ -35,6 +35,10 @@ _MODEL_PATH = "@model_path/"
 _BLOB_RECORD = 64
 """Bytes of the record that stands before each constant in ``weight.bin`` (MILBlob's storage format 2)."""
 
+_COMPRESSED = "constexpr_"
+_STORED = ("quantized_data", "data", "indices", "nonzero_data", "source_val")
+"""Parameters of operations of compressed weights that hold one element for each weight."""
+
 _WEIGHTS = {
     "conv": ("weight", "bias"),
     "conv_transpose": ("weight", "bias"),
@@ -157,6 +161,8 @@ class _Reader:
         for message in messages:
             if message.type == "const":
                 self._constant(message)
+            elif message.type.startswith(_COMPRESSED):
+                self._compressed(message)
             else:
                 yield self._operation(message)
 
@@ -188,6 +194,23 @@ class _Reader:
             self._add(self._type(item.name, item.type), constant=True)
             if value is not None:
                 self._literal(item.name, value)
+
+    def _compressed(self, message: Any) -> None:
+        """Add weights that are held in fewer bits: a constant of the type in which the file holds them."""
+        bound = self._bound(message)
+        for key, value in message.attributes.items():
+            if key != "name":  # before iOS 18 the operands are attributes
+                held = self._type(f"{message.outputs[0].name if message.outputs else ''}:{key}", value.type)
+                bound[key] = [self._add(held, constant=True)]
+                self._literal(held.name, value)
+        kinds = {key: values[0].dtype for key, values in bound.items() if values}
+        kind = next((kinds[key] for key in _STORED if key in kinds), None)
+        table = known_shape(_first(bound, "lut"))
+        if table is not None and "shape" in bound:  # places in bytes: the length of the table says how wide
+            kind = f"uint{max(table[0] - 1, 1).bit_length()}"
+        for item in message.outputs:
+            declared = self._type(item.name, item.type)
+            self._add(Value(declared.name, declared.shape, kind or declared.dtype), constant=True)
 
     def _literal(self, name: str, value: Any) -> None:
         """Check where a constant's value is, and keep it where it is a number that shapes an operator."""
@@ -241,7 +264,7 @@ class _Reader:
         given = [v for values in bound.values() for v in values]
         kind = str(message.type)
         role = _ROLES.get(kind, "unknown")
-        constant = kind.startswith("constexpr_")
+        constant = False
         if role not in ("convolution", "dense", "unknown") and given and all(v.constant for v in given):
             constant = True
         if constant:

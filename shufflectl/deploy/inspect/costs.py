@@ -7,6 +7,7 @@ activations in, activations out, weights. Biases are left out, as in the paper. 
 large enough, as there, so that nothing is read twice.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from shufflectl.deploy.inspect.guidelines import findings
@@ -39,6 +40,7 @@ def summarize_program(program: Program, name: str, size: int | None) -> Summary:
         operators=operators,
         largest_rank=_largest_rank(program),
         parameters=_total(o.parameters for o in operators),
+        parameters_by_type=_types(program),
         multiply_adds=_total(o.multiply_adds for o in operators),
         memory_access=_total(o.memory_access for o in operators),
         memory_bytes=_total(o.memory_bytes for o in operators),
@@ -71,6 +73,14 @@ def summarize_operation(operation: Operation) -> OperatorSummary:
         memory_access=_traffic(operation, elements),
         memory_bytes=_traffic(operation, size_in_bytes),
     )
+
+
+def _types(program: Program) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for operation in program.operations:
+        for value in operation.weights:
+            counts[value.dtype or "unknown"] += elements(value) or 0
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _multiply_adds(operation: Operation) -> int | None:

@@ -53,10 +53,13 @@ _MOST_ELEMENTS = 2**62
 
 _BITS = {
     "bool": 8,
+    "uint1": 1,
     "int2": 2,
     "uint2": 2,
+    "uint3": 3,
     "int4": 4,
     "uint4": 4,
+    "uint6": 6,
     "int8": 8,
     "uint8": 8,
     "int16": 16,

@@ -121,6 +121,7 @@ class Summary:
         largest_rank: Over activation tensors; None where no rank is known.
         parameters: Elements of trained constants. A constant is counted for every operator that reads it:
             converters merge equal constants, and the formats of one model would disagree otherwise.
+        parameters_by_type: The same by the type that the file holds them in, as far as known, the most first.
         multiply_adds: As the papers count them: convolutions, dense layers and matrix products.
         memory_access: Elements read and written.
         memory_bytes: The same in bytes.
@@ -138,6 +139,7 @@ class Summary:
     operators: tuple[OperatorSummary, ...]
     largest_rank: LargestRank | None
     parameters: int | None
+    parameters_by_type: dict[str, int]
     multiply_adds: int | None
     memory_access: int | None
     memory_bytes: int | None
