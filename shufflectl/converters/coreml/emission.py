@@ -1,6 +1,6 @@
 """The state of one emission: which MIL variable, or constant, holds each tensor of the graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -8,6 +8,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from shufflectl.converters.coreml.names import Namer
+from shufflectl.converters.coreml.palette import Palette
+from shufflectl.converters.coreml.weights import Codes, HeldWeights, operand
 from shufflectl.converters.graph import Graph
 from shufflectl.errors import UnsupportedOperatorError
 
@@ -26,14 +28,29 @@ class Emission:
 
     Args:
         mb: coremltools' MIL builder; operators are appended to the function that is being built.
+        types: MIL's types.
         graph: The graph that is emitted.
         namer: Gives the graph's tensors their names in the program.
+        held: Says how the program holds a node's weights; None where it holds them as numbers.
+        dense: Whether the operator set is that of iOS 18; see `weights.operand`.
     """
 
-    def __init__(self, mb: Any, graph: Graph, namer: Namer) -> None:
+    def __init__(
+        self,
+        mb: Any,
+        types: Any,
+        graph: Graph,
+        namer: Namer,
+        held: Callable[[ir.Node], HeldWeights | None] = lambda _: None,
+        *,
+        dense: bool = False,
+    ) -> None:
         self.mb = mb
+        self.types = types
         self.graph = graph
         self.namer = namer
+        self.held = held
+        self.dense = dense
         self.values: dict[str, Any] = {}
         self.splits: dict[str, str] = {}
         """For an output of an operator with several outputs: the name that the cast pass derives from."""
@@ -87,6 +104,12 @@ class Emission:
         elif array.dtype == np.float64:
             array = array.astype(np.float32)
         return array[()] if array.ndim == 0 else np.ascontiguousarray(array)
+
+    def weights(self, node: ir.Node, weights: NDArray[Any] | Codes | Palette) -> Any:
+        """Return an operator's weights as the MIL builder takes them."""
+        if isinstance(weights, np.ndarray):
+            return self.literal(node, weights)
+        return operand(self.mb, self.types, weights, self.helper(node, "weights"), dense=self.dense)
 
     def shape(self, node: ir.Node, index: int = 0) -> tuple[int | str, ...]:
         """Return an input's shape; a symbolic dimension is its name."""

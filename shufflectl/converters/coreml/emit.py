@@ -12,7 +12,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -23,11 +25,20 @@ from shufflectl.converters.coreml.emission import Emission, label
 from shufflectl.converters.coreml.names import Namer
 from shufflectl.converters.coreml.operators import OPERATORS, needed_inputs
 from shufflectl.converters.coreml.package import write_package
+from shufflectl.converters.coreml.rounding import Rounding
 from shufflectl.converters.coreml.toolkit import Toolkit, load
-from shufflectl.converters.graph import Graph
+from shufflectl.converters.coreml.weights import HeldWeights, hold
+from shufflectl.converters.graph import Graph, Quantization
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
+from shufflectl.converters.quantize.operators import weighted
 from shufflectl.converters.quiet import quiet
-from shufflectl.converters.targets import DEPLOYMENT_TARGETS, EmitOptions
+from shufflectl.converters.targets import (
+    DEPLOYMENT_TARGETS,
+    PALETTES,
+    TARGETS,
+    EmitOptions,
+    Precision,
+)
 from shufflectl.converters.trace import NCHW, NHWC, Trace
 from shufflectl.errors import GraphError, OutputError, UnsupportedOperatorError, UsageError, nearest
 
@@ -60,9 +71,10 @@ def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> Non
     An input of 8-bit integers becomes an image, which Core ML reads from a picture, in the order of colours
     that ``info`` says.
 
-    ``options.precision`` is the precision of the arithmetic and the weights. Inputs and outputs are fp32
-    unless ``options.half_io`` asks for fp16 in an fp16 package (iOS 16 and later). A symbolic batch becomes a
-    flexible one of 1 to `MAX_BATCH`.
+    ``options.precision`` is the precision of the arithmetic and the weights; see `weights` and `rounding` for
+    what is held in fewer bits, around which arithmetic is fp16. Inputs and outputs are fp32 unless
+    ``options.half_io`` asks for fp16 in a package that computes in it (iOS 16 and later). A symbolic batch
+    becomes a flexible one of 1 to `MAX_BATCH`.
 
     Args:
         graph: The captured or rewritten graph.
@@ -84,11 +96,7 @@ def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> Non
         raise UsageError(
             f"unknown Core ML deployment target {target!r}", hint=hint or nearest(target, DEPLOYMENT_TARGETS)
         )
-    if options.half_io and options.precision == "fp16" and target == "iOS15":
-        raise UsageError(
-            "fp16 inputs and outputs need Core ML of iOS 16",
-            hint="use --minimum-deployment-target iOS16 or later",
-        )
+    _check_precision(graph, options)
     for node in graph.nodes:
         if node.op_type != "Constant" and (
             node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS
@@ -104,12 +112,58 @@ def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> Non
             raise OutputError(f"cannot write {path}: {reason}") from error
 
 
+_OLDEST: Final[Mapping[Precision, str]] = MappingProxyType(
+    {
+        "int8": "iOS17",
+        "int8-weights": "iOS16",
+        **dict.fromkeys(PALETTES, "iOS16"),
+    }
+)
+"""The first system whose Core ML has the operations of a precision."""
+
+_INEXACT: Final = frozenset(
+    {
+        # Divides the scales of an addition's operands by one another, which fp16 rounds.
+        "common::distributive_quantized_binary_op_scale_normalization",
+        # Exact, but its results have names of their own; `rounding` writes what it would.
+        "common::nullify_redundant_quantization_zero_point",
+    }
+)
+"""Passes of coremltools that a program with codes does without."""
+
+
+def _check_precision(graph: Graph, options: EmitOptions) -> None:
+    """Refuse what a precision cannot have."""
+    precision, target = options.precision, options.minimum_deployment_target
+    if precision not in TARGETS["coreml"].precisions:
+        raise UsageError(
+            f"Core ML files have no precision {precision}",
+            hint="choose one of " + ", ".join(TARGETS["coreml"].precisions),
+        )
+    oldest = _OLDEST.get(precision, "iOS15")
+    if DEPLOYMENT_TARGETS.index(target) < DEPLOYMENT_TARGETS.index(oldest):
+        raise UsageError(
+            f"precision {precision} needs Core ML of iOS {oldest.removeprefix('iOS')}",
+            hint=f"use --minimum-deployment-target {oldest} or later",
+        )
+    if options.half_io and precision != "fp32" and target == "iOS15":
+        raise UsageError(
+            "fp16 inputs and outputs need Core ML of iOS 16",
+            hint="use --minimum-deployment-target iOS16 or later",
+        )
+    if precision == "int8" and graph.quantization is None:
+        raise GraphError("the graph has no scales", hint="calibrate it first")
+
+
 def _convert(
     toolkit: Toolkit, graph: Graph, info: ModelInfo, options: EmitOptions, scratch: Path
 ) -> tuple[Any, Path | None]:
     """Return the finished ``Model`` message and its weight file, if it has one."""
     ct = toolkit.ct
     target = getattr(ct.target, options.minimum_deployment_target)
+    pipeline = ct.PassPipeline()
+    if options.precision == "int8":
+        pipeline.remove_passes(_INEXACT)
     # A program that failed half-way leaves its counters behind, and they would show in this one's names.
     toolkit.mb.name_count.clear()
     build = _Build(toolkit, graph, options)
@@ -123,8 +177,9 @@ def _convert(
             program,
             inputs=build.flexible_inputs(),
             minimum_deployment_target=target,
-            compute_precision=ct.precision.FLOAT16 if options.precision == "fp16" else ct.precision.FLOAT32,
+            compute_precision=ct.precision.FLOAT32 if options.precision == "fp32" else ct.precision.FLOAT16,
             convert_to="mlprogram",
+            pass_pipeline=pipeline,
             skip_model_load=True,
             package_dir=str(scratch / "converted.mlpackage"),
         )
@@ -148,6 +203,9 @@ def _convert(
             feature = next(f for f in spec.description.input if f.name == build.features[str(value.name)])
             _make_image(feature, build.picture_area(value), info)
     _describe(spec, info, build.trace(bases, tensors))
+    if build.compression:
+        held = f"{options.precision}: {build.compression}"
+        spec.description.metadata.userDefined["compression"] = held
     weights = scratch / "converted.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     return spec, weights if weights.is_file() else None
 
@@ -158,16 +216,42 @@ class _Build:
     def __init__(self, toolkit: Toolkit, graph: Graph, options: EmitOptions) -> None:
         self.toolkit = toolkit
         self.graph = graph
-        self.half = options.half_io and options.precision == "fp16"
+        self.half = options.half_io and options.precision != "fp32"
         self.nhwc = options.layout == "nhwc"
         namer = Namer()
         # Inputs and outputs have the first choice of names.
         self.features = {str(v.name): namer.tensor(str(v.name)) for v in (*graph.inputs, *graph.outputs)}
-        self.emission = Emission(toolkit.mb, graph, namer)
+        quantization = graph.quantization if options.precision == "int8" else None
+        self.emission = Emission(
+            toolkit.mb,
+            toolkit.mil.types,
+            graph,
+            namer,
+            partial(self._held, options.precision, quantization),
+            dense=options.minimum_deployment_target == "iOS18",
+        )
+        self.compressed: dict[str, bool] = {}
+        self.rounding: Rounding | None = None
+        if quantization is not None:
+            self.rounding = Rounding(self.emission, quantization, self._append)
         for value in graph.outputs:
             if self._transposed(value) or self._halved(value):
                 # The last operation takes the feature's name, so the tensor before it needs another.
                 namer.rename(str(value.name), namer.helper(self.features[str(value.name)], "inner"))
+
+    def _held(
+        self, precision: Precision, quantization: Quantization | None, node: ir.Node
+    ) -> HeldWeights | None:
+        found = hold(node, precision, quantization)
+        if weighted(node) is not None:
+            self.compressed[label(node)] = found is not None
+        return found
+
+    @property
+    def compression(self) -> str:
+        """How many operators hold their weights in fewer bits, in words; empty where none does."""
+        held = sum(self.compressed.values())
+        return f"the weights of {held} of {len(self.compressed)} operators" if held else ""
 
     def _transposed(self, value: ir.Value) -> bool:
         return self.nhwc and len(self.graph.shape(value)) == len(NHWC) and not _is_picture(value)
@@ -182,8 +266,11 @@ class _Build:
         with mil.Function(placeholders, target) as function:
             for value in self.graph.inputs:
                 self._enter(value, function.inputs[self.features[str(value.name)]])
+                if self.rounding is not None:
+                    self.rounding.enter(value)
+            emit_node = self._append if self.rounding is None else self.rounding.node
             for node in _live(self.graph):
-                self._append(node)
+                emit_node(node)
             function.set_outputs([self._leave(value) for value in self.graph.outputs])
         program = mil.Program()
         program.add_function("main", function)
@@ -308,8 +395,9 @@ class _Build:
             if base is None:
                 continue
             split = self.emission.splits.get(base)
+            again = self.rounding.again(name) if self.rounding is not None else None
             shape = tuple(d if isinstance(d, int) else None for d in self.graph.shape(value))
-            for candidate in (base, f"{base}_cast_fp16", split):
+            for candidate in (base, f"{base}_cast_fp16", split, again, f"{again}_cast_fp16"):
                 if candidate is not None and _fits(shape, tensors.get(candidate)):
                     located.append(Located(value, candidate))
                     break

@@ -37,12 +37,14 @@ def _conv(e: Emission, node: ir.Node) -> None:
     strides = list(node.attributes.get_ints("strides", [1] * rank))
     dilations = list(node.attributes.get_ints("dilations", [1] * rank))
     begin, end = spatial_pads(e, node, weight.shape[2:], strides, dilations)
-    bias = {"bias": e.literal(node, e.required(node, 2, "bias"))} if e.has(node, 2) else {}
+    held = e.held(node)
+    vector = held.bias if held is not None else e.required(node, 2, "bias") if e.has(node, 2) else None
+    bias = {} if vector is None else {"bias": e.literal(node, vector)}
     e.bind(
         node,
         e.mb.conv(
             x=e.value(node),
-            weight=e.literal(node, weight),
+            weight=e.weights(node, weight if held is None else held.weights),
             strides=strides,
             pad_type="custom",
             pad=_interleaved(begin, end),
@@ -54,12 +56,22 @@ def _conv(e: Emission, node: ir.Node) -> None:
     )
 
 
+_LINEAR_RANK: Final = 3
+
+
 def _gemm(e: Emission, node: ir.Node) -> None:
     alpha = np.float32(node.attributes.get_float("alpha", 1.0))
     beta = np.float32(node.attributes.get_float("beta", 1.0))
     transpose_a = bool(node.attributes.get_int("transA", 0))
     transpose_b = bool(node.attributes.get_int("transB", 0))
     weight, bias = e.constant(node, 1), e.constant(node, 2)
+    held = e.held(node)
+    if held is not None:
+        stored = held.weights if transpose_b else held.weights.transposed()
+        extra = {} if held.bias is None else {"bias": e.literal(node, held.bias)}
+        weights = e.weights(node, stored)
+        e.bind(node, e.mb.linear(x=e.value(node), weight=weights, name=e.name(node), **extra))
+        return
     if weight is not None and not transpose_a and (bias is not None or not e.has(node, 2)):
         rows = weight if transpose_b else weight.T
         if alpha != 1:
@@ -97,6 +109,15 @@ def _gemm(e: Emission, node: ir.Node) -> None:
 def _matmul(e: Emission, node: ir.Node) -> None:
     if min(len(e.shape(node, 0)), len(e.shape(node, 1))) < 2:
         raise e.refuse(node, "an operand is a vector", "give both operands two dimensions or more")
+    held = e.held(node)
+    if held is not None and len(e.shape(node)) <= _LINEAR_RANK:
+        weight = e.weights(node, held.weights.transposed())
+        e.bind(node, e.mb.linear(x=e.value(node), weight=weight, name=e.name(node)))
+        return
+    if held is not None:
+        y = e.weights(node, held.weights)
+        e.bind(node, e.mb.matmul(x=e.value(node), y=y, name=e.name(node)))
+        return
     e.bind(node, e.mb.matmul(x=e.value(node), y=e.value(node, 1), name=e.name(node)))
 
 
