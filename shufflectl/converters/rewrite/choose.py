@@ -219,8 +219,8 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
     known = next(c for c in candidates(target, precision) if c.form == shuffle)
     options = known.options if align is None else _aligned(known.options, align)
     if align is not None and align > 1 and not LOWERINGS[shuffle].folds:
-        able = ", ".join(e.name for e in LOWERINGS.values() if e.folds)
-        raise UsageError(f"the shuffle form {shuffle!r} does not pad channels", hint=f"these do: {able}")
+        padded = ", ".join(e.name for e in LOWERINGS.values() if e.folds)
+        raise UsageError(f"the shuffle form {shuffle!r} does not pad channels", hint=f"these do: {padded}")
     return Choice(Candidate(shuffle, options), "it was asked for", "")
 
 
