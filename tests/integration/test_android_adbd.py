@@ -95,19 +95,36 @@ def test_files_go_there_and_come_back_whole(
     assert [] == real_device.left()
 
 
-def test_the_folder_is_gone_after_a_client_that_was_killed(real_device: RealDevice, tmp_path: Path) -> None:
+def sleeping(device: RealDevice) -> bool:
+    return "sleep 600" in device.call("adb", "-s", device.serial, "shell", "ps -A -o ARGS").stdout
+
+
+def test_nothing_is_left_after_a_client_that_was_killed(real_device: RealDevice, tmp_path: Path) -> None:
     source = tmp_path / "expression"
-    source.write_text("run('sleep', '600', timeout=600)")
+    source.write_text("run('sh', '-c', 'while :; do sleep 600 & sleep 0.01; done', timeout=600)")
     argv = real_device.inside([sys.executable, "-c", LAYER, real_device.serial, source])
     process = subprocess.Popen(argv, env=real_device.env)
     try:
-        assert eventually(lambda: any(name.startswith("shufflectl-") for name in real_device.left()))
+        assert eventually(lambda: sleeping(real_device))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert eventually(lambda: [] == real_device.left())
-    processes = ("adb", "-s", real_device.serial, "shell", "ps -A -o ARGS")
-    assert eventually(lambda: "sleep 600" not in real_device.call(*processes).stdout)
+    assert eventually(lambda: not sleeping(real_device))
+
+
+def test_a_program_that_starts_while_the_folder_is_removed_is_ended_too(
+    real_device: RealDevice, layer: Callable[[str], object]
+) -> None:
+    # A farewell is said between the first look at what runs in the folder and its removal.
+    late = [
+        "sh",
+        "-c",
+        "for folder in /data/local/tmp/shufflectl-*; do ( cd $folder || exit; sleep 600 & ) done",
+    ]
+    layer(f"Workspace(device, [{late}]).__enter__().__exit__(None, None, None)")
+    assert not sleeping(real_device)
+    assert [] == real_device.left()
 
 
 def test_the_device_is_described(real_device: RealDevice) -> None:

@@ -30,7 +30,8 @@ _LOG = logging.getLogger(__name__)
 ROOT: Final = "/data/local/tmp"
 """Where adb's user may write and run programs."""
 
-# Standing alone, `trap ''` makes the shell and its children ignore the signals.
+# Standing alone, `trap ''` makes the shell and its children ignore the signals. Programs are looked for again
+# once the folder is gone, until there are none: some may have entered it meanwhile, or started others.
 _KEEPER: Final = """\
 trap '' HUP INT TERM PIPE
 boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
@@ -42,13 +43,22 @@ done
 mkdir {root}/.{name} && echo "$$ $boot" > {root}/.{name}/.keeper && mv {root}/.{name} {root}/{name} \
 || {{ rm -rf {root}/.{name}; exit 1; }}
 echo {word}
+none_there() {{
+  ls -l /proc/[0-9]*/cwd 2>/dev/null | (
+    found=0
+    while read -r line; do
+      case "$line" in
+        *"/cwd -> {root}/{name}"|*"/cwd -> {root}/{name} (deleted)")
+          pid=${{line%/cwd*}}; kill -9 "${{pid##*/proc/}}" 2>/dev/null; found=1 ;;
+      esac
+    done
+    exit $found
+  )
+}}
 cat > /dev/null
-ls -l /proc/[0-9]*/cwd 2>/dev/null | while read -r line; do
-  case "$line" in
-    *"/cwd -> {root}/{name}") pid=${{line%/cwd*}}; kill -9 "${{pid##*/proc/}}" 2>/dev/null ;;
-  esac
-done
-{farewell}rm -rf {root}/{name}
+none_there
+{farewell}tries=0
+while rm -rf {root}/{name}; ! none_there && [ $tries -lt 20 ]; do tries=$((tries + 1)); done
 [ -e {root}/{name} ] || echo {word}
 """
 
