@@ -267,26 +267,19 @@ def _on_phone(options: BenchOptions, notify: Notify) -> tuple[tuple[Executor, tu
     """Return the runners that were asked for, on the phone, each with the suffixes of what it runs.
 
     Raises:
-        UsageError: No runner is named, and the cache does not hold just one; or there are several phones.
+        UsageError: No runner is named, and the cache does not hold just one for the phone; or there are
+            several phones.
         UnavailableError: adb or a phone is missing.
     """
-    from shufflectl.benchmarks.android import AndroidOptions, open_executor, store
+    from shufflectl.benchmarks.android import AndroidOptions, open_executor
     from shufflectl.benchmarks.android.runners import runner
 
-    names = options.runners or tuple(program.name for program in store.installed())
-    if not options.runners and len(names) != 1:
-        raise UsageError(
-            "which program is to run the files on the phone?",
-            hint=f"choose with --runner: {', '.join(names)}"
-            if names
-            else "add one with shufflectl runner add, or pass its path with --runner",
-        )
     chosen = AndroidOptions(
         kind=options.runner_kind, adb=options.adb, fixed_performance=options.fixed_performance
     )
     executors = [
         open_executor(options.device.serial, name, options=chosen, notify=lambda what: notify(what, 0, 0))
-        for name in names
+        for name in options.runners or (None,)
     ]
     return tuple((executor, runner(executor.runner.name).suffixes) for executor in executors)
 

@@ -10,7 +10,6 @@ import pytest
 
 from shufflectl.benchmarks import android
 from shufflectl.benchmarks import bench as module
-from shufflectl.benchmarks.android import store
 from shufflectl.benchmarks.bench import BenchOptions, Device, bench
 from shufflectl.benchmarks.compare import compare_suites
 from shufflectl.benchmarks.options import in_order, parse_cores, parse_share, parse_threads
@@ -42,11 +41,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The runners that were opened, of fake phones."""
     calls: list[tuple[Any, ...]] = []
 
-    def open_executor(serial: str | None, runner: str, *, options: Any, notify: Any) -> FakeExecutor:
+    def open_executor(serial: str | None, runner: str | None, *, options: Any, notify: Any) -> FakeExecutor:
         calls.append((serial, runner, options.fixed_performance))
         notify("pushing")
         executor = FakeExecutor(constant)
-        executor.runner = RunnerInfo(runner, can_pair=runner == "shufflectl")
+        executor.runner = RunnerInfo(runner or "tflite", can_pair=runner == "shufflectl")
         return executor
 
     monkeypatch.setattr(android, "open_executor", open_executor)
@@ -83,19 +82,11 @@ def test_a_runner_that_holds_two_models_pairs_and_another_does_not(folder: Path,
         run(*files, runners=("tflite",), baseline=folder / "m.tflite", mode="paired")
 
 
-def test_the_runner_is_named_unless_there_is_just_one(
-    folder: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_a_runner_that_is_not_named_is_chosen_where_the_phone_is_known(
+    folder: Path, opened: list[Any]
 ) -> None:
-    from types import SimpleNamespace
-
-    for names in ((), ("tflite", "litert")):
-        programs = tuple(SimpleNamespace(name=name) for name in names)
-        monkeypatch.setattr(store, "installed", lambda programs=programs: programs)
-        with pytest.raises(UsageError, match="which program"):
-            run(folder / "m.tflite")
-    monkeypatch.setattr(store, "installed", lambda: (SimpleNamespace(name="tflite"),))
     run(folder / "m.tflite")
-    assert [(None, "tflite", False)] == opened
+    assert [(None, None, False)] == opened
 
 
 def test_a_serial_number_is_passed_on(folder: Path, opened: list[Any]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from shufflectl.benchmarks.android import AndroidExecutor, AndroidOptions, Cooling, open_executor
+from shufflectl.benchmarks.android import AndroidExecutor, AndroidOptions, Cooling, open_executor, store
 from shufflectl.benchmarks.executor import Job
-from shufflectl.benchmarks.results import Delegation, Warmup
+from shufflectl.benchmarks.results import Delegation, Warmup, read_suite
 from shufflectl.errors import (
     ArtifactError,
     DeviceError,
@@ -23,6 +23,7 @@ from shufflectl.errors import (
 )
 from support.adb_daemon import Daemon, Phone, program
 from support.adb_server import WAITS, AdbServer
+from support.tflite_files import Op, tflite_bytes
 
 pytestmark = pytest.mark.integration
 
@@ -100,6 +101,84 @@ def test_a_result_names_the_phone_and_the_runner(opened: Callable[..., AndroidEx
     )
     assert (16, 64, "tflite") == (len(target.serial_hash), len(runner.sha256), runner.name)
     assert ("./runner", "--graph=model0.tflite") == runner.argv[:2]
+
+
+def test_a_runner_that_is_not_named_is_the_only_one_that_the_phone_runs(
+    adb_server: AdbServer, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHUFFLECTL_CACHE", str(tmp_path / "cache"))
+
+    def chosen() -> str:
+        executor = open_executor(daemon.serial, None, client=adb_server.client(QUICK))
+        return executor.runner.sha256
+
+    def add(name: str, machine: int) -> str:
+        path = tmp_path / name
+        path.write_bytes(program(f"{ALL}# {name}", machine=machine))
+        return store.add(name, str(path)).sha256
+
+    with pytest.raises(UsageError, match="no program is there") as empty:
+        chosen()
+    assert "shufflectl runner build" in empty.value.hint
+    assert "shufflectl runner add" in empty.value.hint
+    add("for-a-computer", 62)
+    with pytest.raises(UsageError, match=r"which runs arm64-v8a.*for-a-computer \(x86_64\)"):
+        chosen()
+    assert add("for-phones", 183) == chosen()
+    add("another", 183)
+    with pytest.raises(UsageError, match="which program") as several:
+        chosen()
+    assert "another, for-phones" in several.value.hint
+
+
+class Fever:
+    """Makes a phone hot when a runner starts, and cool again at the second look after it.
+
+    The first look is at what the round was like, the second at whether the next one may begin.
+    """
+
+    def __init__(self, phone: Phone, heat: Callable[[], None], cool: Callable[[], None]) -> None:
+        self.start, self.heat, self.cool = phone.start, heat, cool
+        self.looks = 0
+        phone.start = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, command: str) -> Any:
+        if "--graph" in command:
+            self.heat()
+            self.looks = 0
+        elif "thermalservice" in command:
+            self.looks += 1
+            if self.looks == 2:
+                self.cool()
+        return self.start(command)
+
+
+@pytest.mark.parametrize("fault", ["hot", "capped"])
+def test_a_phone_that_spoils_every_round_is_reported_unstable(
+    adb_server: AdbServer, daemon: Daemon, tmp_path: Path, run_cli: Any, fault: str
+) -> None:
+    phone = daemon.phone
+    heat, cool, words = {
+        "hot": (lambda: phone.thermal(3), phone.thermal, "the phone is hot (thermal status severe)"),
+        "capped": (
+            lambda: phone.clock(7, 2_800_000, cap=900_000),
+            lambda: phone.clock(7, 2_800_000),
+            "core 7 is capped to 900 MHz of 2800 MHz",
+        ),
+    }[fault]
+    Fever(phone, heat, cool)
+    tool, file, shape = tmp_path / "benchmark_model", tmp_path / "m.tflite", [1, 8, 8, 3]
+    tool.write_bytes(program(ALL + GOOD))
+    file.write_bytes(tflite_bytes([Op("ABS", ["x"], ["y"])], {"x": shape, "y": shape}, outputs=["y"]))
+    argv = ("bench", file, "--device", f"android:{daemon.serial}", "--runner", tool, "--rounds", "2")
+    done = run_cli(*argv, "--out", tmp_path / "result.json", env=adb_server.env)
+    assert 6 == done.status, done.stderr
+    assert words in " ".join(done.stderr.split())
+    (benchmark,) = read_suite(tmp_path / "result.json").benchmarks
+    assert ("unstable", (words,)) == (benchmark.status, benchmark.reasons)
+    assert [(False, words)] * 8 == [(entry.valid, entry.reason) for entry in benchmark.rounds]
+    assert benchmark.summary is None
+    assert gone(daemon)
 
 
 @pytest.mark.parametrize(

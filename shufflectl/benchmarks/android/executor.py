@@ -339,7 +339,7 @@ class AndroidExecutor:
 
 def open_executor(
     serial: str | None,
-    runner: str,
+    runner: str | None,
     *,
     options: AndroidOptions | None = None,
     notify: Callable[[str], None] = lambda _: None,
@@ -349,17 +349,45 @@ def open_executor(
 
     Args:
         serial: Which device; None for the only one.
-        runner: The name of a runner in the cache, or the path of a program.
+        runner: The name of a runner in the cache, or the path of a program; None for the only one in the
+            cache that the device runs.
         options: How to measure.
         notify: Told what is being done and waited for.
         client: The adb client; by default what the options say.
 
     Raises:
-        UsageError: There are several devices and none is named, or no such device or runner.
+        UsageError: There are several devices or runners and none is named, or no such one.
         ArtifactError: The runner is no program for Android.
         UnavailableError: adb is missing, no device lets us in, or it does not tell exit statuses.
     """
     options = options or AndroidOptions()
-    program = store.find(runner, kind=options.kind)
+    program = None if runner is None else store.find(runner, kind=options.kind)
+    if program is None and not store.installed():
+        raise UsageError(
+            "no program is there that could run files on a phone",
+            hint="shufflectl runner build makes ours, and shufflectl runner add takes it or another one: "
+            "docs/android.md says how",
+        )
     device = find_device(client or Adb.find(options.adb), serial or "")
+    if program is None:
+        program = _only_runner(device, options.kind)
     return AndroidExecutor(device, program, options, notify)
+
+
+def _only_runner(device: AndroidDevice, kind: str) -> store.Program:
+    """Return the only runner in the cache that the device runs."""
+    abis = device.identity.abis
+    known = store.installed()
+    fitting = [program.name for program in known if not abis or program.abi in abis]
+    if not fitting:
+        there = ", ".join(f"{program.name} ({program.abi})" for program in known)
+        raise UsageError(
+            f"no program in the cache is for {device.serial}, which runs {', '.join(abis)}: {there}",
+            hint=f"add one for {abis[0]} with shufflectl runner add (docs/android.md)",
+        )
+    if len(fitting) > 1:
+        raise UsageError(
+            f"which program is to run the files on {device.serial}?",
+            hint=f"choose with --runner: {', '.join(fitting)}",
+        )
+    return store.find(fitting[0], kind=kind)
