@@ -124,15 +124,24 @@ class RealDevice:
         user = [] if os.geteuid() == 0 else [f"--user=/proc/{self.pid}/ns/user", "--preserve-credentials"]
         return ["nsenter", *user, f"--net=/proc/{self.pid}/ns/net", "--", *map(str, argv)]
 
-    def call(self, *argv: str | Path, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    def call(
+        self, *argv: str | Path, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a command in its network namespace."""
         return subprocess.run(
-            self.inside(argv), env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+            self.inside(argv),
+            env={**self.env, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
-    def shufflectl(self, *words: str | Path, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    def shufflectl(
+        self, *words: str | Path, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
         """Call the command line, as a user whose phone it is."""
-        return self.call(sys.executable, "-m", "shufflectl", *words, timeout=timeout)
+        return self.call(sys.executable, "-m", "shufflectl", *words, env=env, timeout=timeout)
 
     def left(self) -> list[str]:
         """Return what measurements left behind on it."""
