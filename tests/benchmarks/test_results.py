@@ -8,81 +8,11 @@ from typing import Any
 
 import pytest
 
-from shufflectl.benchmarks.results import (
-    SCHEMA,
-    Benchmark,
-    Comparison,
-    Config,
-    Delegation,
-    Flag,
-    ModelFile,
-    Round,
-    RunnerInfo,
-    Snapshot,
-    Suite,
-    Summary,
-    Target,
-    Warmup,
-    read_suite,
-)
+from shufflectl.benchmarks.results import SCHEMA, Suite, Target, read_suite
 from shufflectl.errors import ArtifactError
+from support.results import small
 
-SNAPSHOT = Snapshot(0.5, "performance", {"0": 1}, {"0": 2}, {"SKIN": 31.5}, 0, 80.0, False, 0.01, 0.02, 0.03)
-ROUND = Round(
-    0,
-    0,
-    0,
-    7,
-    True,
-    init_ns=5,
-    first_ns=4,
-    warmup_ns=(4, 3),
-    steady=True,
-    samples_ns=(2, 2, 2),
-    median_ns=2.0,
-    reported={"mean": 2.0},
-    peak_rss_bytes=1000,
-    delegation=Delegation("xnnpack", 3, 4, 1),
-    before=SNAPSHOT,
-    after=Snapshot(),
-    partner=1,
-)
-SUITE = Suite(
-    "2026-01-31T12:00:00Z",
-    "shufflectl 0.1.0",
-    (
-        Benchmark(
-            "a.tflite",
-            "unstable",
-            ("why",),
-            ModelFile("dist/a.tflite", "0" * 64, "tflite", 12),
-            Target("local", cpu="x", cores=2),
-            RunnerInfo("litert", "2.3.0", "1" * 64, ("worker",), True, True),
-            Config("cpu", 1, "0", "fp32", "paired", 10, Warmup(), 50, 3.0, 1, 0),
-            (ROUND, Round(1, 0, 1, 8, False, "hot")),
-            Summary(2.0, (1.5, 2.5), 2.0, None, 0.1, 5.0, 4.0, 1000.0, 1, 3, (Flag("drift", "t", "a"),)),
-        ),
-    ),
-    (
-        Comparison(
-            "b",
-            "a",
-            "0" * 64,
-            "0" * 64,
-            "litert",
-            1,
-            "paired",
-            1.0,
-            (0.9, 1.1),
-            0.03,
-            "inconclusive",
-            "r",
-            10,
-        ),
-    ),
-    12.5,
-    0.05,
-)
+SUITE = small()
 
 
 def document() -> Any:

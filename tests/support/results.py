@@ -20,7 +20,7 @@ from shufflectl.benchmarks.results import (
     Warmup,
 )
 
-__all__ = ["benchmark", "hostile", "suite"]
+__all__ = ["benchmark", "hostile", "small", "suite"]
 
 CONFIG = Config("cpu", 2, "0,1", "fp32", "absolute", 10, Warmup(), 100, 0.5, 1, 7)
 RUNNER = RunnerInfo("onnxruntime", "1.31.1", "a" * 64, ("python", "worker.py", "--threads", "2"), True, True)
@@ -135,6 +135,24 @@ def suite() -> Suite:
         for name, ratio, interval, verdict, reason in rows
     )
     return Suite("2026-01-31T12:00:00Z", "shufflectl 0.1.0", entries, comparisons, 187.0, 0.06)
+
+
+def small() -> Suite:
+    """Return a result in which every field holds something, and few enough do to vary each."""
+    entry = benchmark("a.tflite", 2e6, rounds=1, runs=3, status="unstable")
+    assert entry.summary is not None
+    state = Snapshot(0.5, "performance", {"0": 1}, {"0": 2}, {"SKIN": 31.5}, 0, 80.0, False, 0.01, 0.02, 0.03)
+    rounds = (
+        replace(entry.rounds[0], reported={"mean": 2.0}, before=state, after=Snapshot(), partner=1),
+        Round(1, 0, 1, 8, False, "hot"),
+    )
+    summary = replace(entry.summary, interval_ns=(1.5e6, 2.5e6), flags=entry.summary.flags[:1])
+    whole = suite()
+    return replace(
+        whole,
+        benchmarks=(replace(entry, rounds=rounds, summary=summary),),
+        comparisons=whole.comparisons[:1],
+    )
 
 
 def hostile() -> Suite:
