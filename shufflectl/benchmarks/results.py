@@ -9,15 +9,13 @@ A result file may come from anywhere: it is bounded in size, holds no NaN, and i
 in this package before anything of it is used.
 """
 
-import functools
-import importlib.resources
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from shufflectl.benchmarks.records import decode, encode, text
+from shufflectl.deploy.documents import Kind
 from shufflectl.errors import ArtifactError
 
 __all__ = [
@@ -44,9 +42,10 @@ __all__ = [
 
 SCHEMA: Final = "shufflectl.bench/1"
 
+_HINT: Final = "pass a file that 'shufflectl bench --out FILE' wrote"
 _MAX_BYTES: Final = 256 << 20
 """Some ten million samples: more than a day of measuring leaves behind."""
-_HINT: Final = "pass a file that 'shufflectl bench --out FILE' wrote"
+_KIND: Final = Kind(SCHEMA, "result of bench", "shufflectl.benchmarks", _MAX_BYTES, _HINT, ArtifactError)
 
 Mode = Literal["absolute", "paired"]
 Status = Literal["ok", "unstable", "failed"]
@@ -443,52 +442,11 @@ def read_suite(path: Path) -> Suite:
     Raises:
         ArtifactError: It is missing, too large, no JSON, of another version, or does not satisfy the schema.
     """
-    try:
-        if path.is_dir():
-            raise ArtifactError(f"{path} is a folder, not a result", hint=_HINT)
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}", hint=_HINT) from error
-    if len(data) > _MAX_BYTES:
-        raise ArtifactError(f"{path} is larger than {_MAX_BYTES >> 20} MiB, which no result is", hint=_HINT)
-
-    def once(pairs: list[tuple[str, Any]]) -> JSON:
-        keys = dict(pairs)
-        if len(keys) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return keys
-
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is not JSON")
-
-    try:
-        document = json.loads(data, object_pairs_hook=once, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{path} is not JSON: {reason}", hint=_HINT) from error
-    return Suite.from_json(document, str(path))
-
-
-@functools.cache
-def _validator() -> Any:
-    import jsonschema
-
-    folder = importlib.resources.files("shufflectl.benchmarks")
-    text = folder.joinpath("schemas/bench-1.schema.json").read_text("utf-8")
-    return jsonschema.Draft202012Validator(json.loads(text))
+    return Suite.from_json(_KIND.parse(_KIND.read(path), str(path)), str(path))
 
 
 def _validate(document: Any, name: str) -> None:
-    from jsonschema.exceptions import best_match
-
-    version = document.get("schema") if isinstance(document, dict) else None
-    if isinstance(version, str) and version != SCHEMA and version.startswith("shufflectl."):
-        raise ArtifactError(f"{name} is {version!r}, and a result of bench is {SCHEMA!r}", hint=_HINT)
-    found = best_match(_validator().iter_errors(document))
-    if found is not None:
-        text = found.message if len(found.message) <= 200 else f"{found.message[:120]} ..."
-        raise ArtifactError(f"{name} is not a result of bench: {found.json_path}: {text}", hint=_HINT)
+    _KIND.validate(document, name)
     for place, benchmark in enumerate(document["benchmarks"]):
         counted = [entry for entry in benchmark["rounds"] if entry["valid"]]
         if any(entry["median_ns"] is None for entry in counted):

@@ -10,9 +10,7 @@ which is unique in the manifest. An export replaces the rows of the files that i
 in a record of their own where they were made from other weights, by other tools or with other options.
 """
 
-import functools
 import importlib.metadata
-import importlib.resources
 import json
 import platform
 import re
@@ -23,6 +21,7 @@ from typing import Any, Final, Self
 
 import shufflectl
 from shufflectl.converters.metadata import FileInput, ModelInfo
+from shufflectl.deploy.documents import Kind
 from shufflectl.deploy.parity.nway import ParityReport
 from shufflectl.deploy.publish import MANIFEST, digest, is_artifact_name, size
 from shufflectl.errors import ArtifactError
@@ -49,6 +48,7 @@ _TOOLS: Final = (
 """Packages whose version can change an artifact or a figure."""
 
 _EXPORT_AGAIN: Final = "delete it and export again, or choose another folder"
+_KIND: Final = Kind(SCHEMA, "manifest", "shufflectl.deploy", _MAX_BYTES, _EXPORT_AGAIN, ArtifactError)
 _ABSOLUTE: Final = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\")
 
 JSON = dict[str, Any]
@@ -429,7 +429,7 @@ class Manifest:
                 satisfy the schema (file names that leave the folder included).
         """
         file = path / MANIFEST if path.is_dir() else path
-        return cls.from_json(_parse(_read(file), file), str(file))
+        return cls.from_json(_KIND.parse(_read(file), str(file)), str(file))
 
 
 def merge_into(folder: Path, manifest: Manifest) -> bytes:
@@ -462,35 +462,6 @@ def _read(file: Path) -> bytes:
     return data
 
 
-def _parse(data: bytes, file: Path) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> JSON:
-        keys = dict(pairs)
-        if len(keys) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return keys
-
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is not JSON")
-
-    try:
-        return json.loads(data, object_pairs_hook=once, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{file} is not JSON: {reason}", hint=_EXPORT_AGAIN) from error
-
-
-@functools.cache
-def _validator() -> Any:
-    import jsonschema
-
-    text = (
-        importlib.resources.files("shufflectl.deploy")
-        .joinpath("schemas/manifest-1.schema.json")
-        .read_text("utf-8")
-    )
-    return jsonschema.Draft202012Validator(json.loads(text))
-
-
 def _validate(document: Any, name: str) -> None:
     if isinstance(document, dict):
         version = document.get("schema")
@@ -499,13 +470,9 @@ def _validate(document: Any, name: str) -> None:
                 f"{name} has version {version!r}, this shufflectl reads {SCHEMA!r}",
                 hint="use the shufflectl that wrote it, or export again",
             )
-    from jsonschema.exceptions import best_match
-
-    found = best_match(_validator().iter_errors(document))
-    if found is not None:
-        raise ArtifactError(
-            f"{name} is not a valid manifest: {found.json_path}: {_short(found.message)}", hint=_EXPORT_AGAIN
-        )
+    problem = _KIND.problem(document)
+    if problem:
+        raise ArtifactError(f"{name} is not a valid manifest: {problem}", hint=_EXPORT_AGAIN)
     files = [row["file"] for record in document["models"] for row in record["artifacts"]]
     for file in files:
         if not is_artifact_name(file):
@@ -517,10 +484,6 @@ def _validate(document: Any, name: str) -> None:
         raise ArtifactError(
             f"{name} is not a valid manifest: two artifacts have one name", hint=_EXPORT_AGAIN
         )
-
-
-def _short(message: str) -> str:
-    return message if len(message) <= 200 else f"{message[:120]} ... {message[-60:]}"
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -5,10 +5,7 @@ used; of a valid one, export uses nothing but the form, its options and the layo
 inputs, target and precision that were measured.
 """
 
-import functools
 import hashlib
-import importlib.resources
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -16,14 +13,15 @@ from typing import Any, Final, Self, cast
 from shufflectl.converters.rewrite.choose import Candidate, Choice
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
 from shufflectl.converters.targets import TARGETS, Layout
+from shufflectl.deploy.documents import Kind
 from shufflectl.errors import InputError
 
 __all__ = ["SCHEMA", "Source", "Tuned", "Tuning", "form_to_json", "read_tuning", "validate"]
 
 SCHEMA: Final = "shufflectl.tuning/1"
 
-_MAX_BYTES: Final = 16 << 20
 _HINT: Final = "pass a file that 'shufflectl tune --out FILE' wrote"
+_KIND: Final = Kind(SCHEMA, "tuning", "shufflectl.deploy", 16 << 20, _HINT)
 _AGAIN: Final = "tune again for what is exported, or leave --tuning out"
 
 JSON = dict[str, Any]
@@ -235,32 +233,8 @@ def read_tuning(path: Path) -> Tuning:
     Raises:
         InputError: It is missing, too large, no JSON, or no tuning.
     """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}", hint=_HINT) from error
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"{path} is larger than {_MAX_BYTES >> 20} MiB, which no tuning is", hint=_HINT)
-
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is not JSON")
-
-    try:
-        document = json.loads(data, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{path} is not JSON: {reason}", hint=_HINT) from error
-    return Tuning.from_json(document, path.name, hashlib.sha256(data).hexdigest())
-
-
-@functools.cache
-def _validator() -> Any:
-    import jsonschema
-
-    folder = importlib.resources.files("shufflectl.deploy")
-    text = folder.joinpath("schemas/tuning-1.schema.json").read_text("utf-8")
-    return jsonschema.Draft202012Validator(json.loads(text))
+    data = _KIND.read(path)
+    return Tuning.from_json(_KIND.parse(data, str(path)), path.name, hashlib.sha256(data).hexdigest())
 
 
 def validate(document: Any, name: str) -> None:
@@ -269,12 +243,4 @@ def validate(document: Any, name: str) -> None:
     Raises:
         InputError: It does not, or is of another version.
     """
-    from jsonschema.exceptions import best_match
-
-    version = document.get("schema") if isinstance(document, dict) else None
-    if isinstance(version, str) and version != SCHEMA and version.startswith("shufflectl."):
-        raise InputError(f"{name} is {version!r}, and a tuning is {SCHEMA!r}", hint=_HINT)
-    found = best_match(_validator().iter_errors(document))
-    if found is not None:
-        text = found.message if len(found.message) <= 200 else f"{found.message[:120]} ..."
-        raise InputError(f"{name} is no tuning: {found.json_path}: {text}", hint=_HINT)
+    _KIND.validate(document, name)

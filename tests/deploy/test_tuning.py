@@ -162,7 +162,9 @@ def test_what_is_no_tuning_is_refused(path: str, value: Any) -> None:
         Tuning.from_json(changed(path, value), "t.json")
 
 
-@pytest.mark.parametrize("data", [b"", b"[", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"a": NaN}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"[", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"a": NaN}', b'{"a": 1, "a": 2}']
+)
 def test_a_file_that_is_something_else_is_one_sentence(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "t.json"
     path.write_bytes(data)
