@@ -214,7 +214,7 @@ def _dress(axes: "Axes", title: str, labels: Sequence[str], count: int, unit: st
     low, high = axes.dataLim.intervalx
     if low > 0 and high > _FAR * low:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.04)
