@@ -13,8 +13,11 @@ MODEL = "shufflenet_v2_x0_5"
 
 def test_what_was_measured_is_what_export_writes(tmp_path: Path, run_cli: Any) -> None:
     tuning, dist = tmp_path / "tuning.json", tmp_path / "dist"
-    arguments = ["--weights", "digits", "--target", "onnx", "--layout", "nchw", "--budget", "20s"]
-    run = run_cli("tune", MODEL, *arguments, "--out", tuning, "--json")
+    arguments = ["--weights", "digits", "--target", "onnx", "--layout", "nchw", "--out", tuning, "--json"]
+    for budget in ("20s", "60s"):  # a busy machine may need more than it should
+        run = run_cli("tune", MODEL, *arguments, "--budget", budget)
+        if 6 != run.status:
+            break
     assert 0 == run.status, run.stderr
     assert json.loads(tuning.read_text("utf-8")) == run.document
     assert "shufflectl.tuning/1" == run.document["schema"]
@@ -26,3 +29,7 @@ def test_what_was_measured_is_what_export_writes(tmp_path: Path, run_cli: Any) -
     assert 3 == run.status
     assert f"tuning.json was measured for {MODEL}, not for shufflenet_v1_g3_x0_25" in run.stderr
     assert not (tmp_path / "other").exists()
+    other = ["--weights", "digits", "--fold-preprocess", "--out", dist]
+    run = run_cli("export", MODEL, *other, "--tuning", tuning)
+    assert 3 == run.status
+    assert "was measured with files whose callers prepare the images" in run.stderr
