@@ -54,9 +54,10 @@ def annotated(
             found[str(value.name)] = _scale(copy, value, scales, found)
     _refuse_passengers(copy)
     _drop_finished_activations(copy, found)
+    fed = {str(value.name) for value in copy.inputs}
     for name in list(found):
         record = copy.record(name)
-        if record.origin in saturated:
+        if record.origin in saturated and name not in fed:
             copy.records[name] = type(record)("")  # it holds 0 where the captured tensor is negative
     copy.quantization = Quantization(found, _float_nodes(copy, floats))
     return copy
@@ -125,7 +126,7 @@ def _drop_finished_activations(graph: Graph, scales: dict[str, Scale]) -> None:
         if node.op_type != "Relu":
             continue
         given, made = node.inputs[0], node.outputs[0]
-        if given is None or made.is_graph_output():
+        if given is None or given.is_graph_input() or made.is_graph_output():
             continue
         before, after = scales.get(str(given.name)), scales.get(str(made.name))
         if before is None or before != after or before.zero_point != _LOWEST:

@@ -13,6 +13,7 @@ from shufflectl.converters.quantize.qdq import ActivationType, with_qdq
 from shufflectl.converters.rewrite.lowering import Options, apply
 from shufflectl.errors import GraphError
 from shufflectl.models.shufflenet_v1 import ShuffleNetV1
+from support.graphs import graph_from_text
 from support.nets import ShuffleNetV2, randomise, tiny_graph
 
 FORMS = [
@@ -110,3 +111,14 @@ def test_no_float_weights_are_left() -> None:
 def test_signed_and_unsigned_codes_are_one_grid() -> None:
     found = quantised(tiny_graph(), "fold", Options())
     assert np.array_equal(logits(found), logits(found, "int8"))
+
+
+def test_an_input_that_only_a_relu_reads_in_the_end_keeps_its_name() -> None:
+    text = """g (float[1,4,2,2] x) => (float[1,4,2,2] y) {
+      t = Transpose<perm=[0,1,3,2]>(x)
+      s = Relu(t)
+      r = Relu(x)
+      y = Add(r, s)
+    }"""
+    found = quantised(graph_from_text(text), "native", Options())
+    assert ("x", "s") == (found.record("x").origin, found.record("t").origin)
