@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from converters.quantize.nets import images, runner
@@ -20,6 +22,8 @@ from shufflectl.converters.quantize.operators import weighted
 from shufflectl.converters.quantize.qdq import with_qdq
 from shufflectl.converters.quantize.scales import Scale, bias_codes, weight_codes
 from shufflectl.converters.rewrite.lowering import Options, apply
+from shufflectl.converters.targets import EmitOptions
+from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy.inspect import summarize
 from shufflectl.deploy.inspect.ane import read_neural_engine
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
@@ -28,7 +32,7 @@ from shufflectl.deploy.runtimes.coreml_reference.program import read_program
 from shufflectl.errors import GraphError, UsageError
 from shufflectl.models.mobilenet_v2 import MobileNetV2
 from shufflectl.models.shufflenet_v1 import ShuffleNetV1
-from support.coreml import execute, onnx_values, package, sqnr
+from support.coreml import INFO, execute, onnx_values, package, sqnr
 from support.graphs import graph_from_text
 from support.nets import randomise, tiny_graph
 
@@ -85,12 +89,16 @@ def differences(graph: Graph, path: Path, image: NDArray[np.float32]) -> dict[st
     return found
 
 
-@pytest.fixture
-def in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def compute_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let coremltools write programs that compute in fp32 around codes: the same but for fp16's rounding."""
     ct = toolkit.load().ct
     full = ct.precision.FLOAT32
     monkeypatch.setattr(ct, "precision", SimpleNamespace(FLOAT16=full, FLOAT32=full))
+
+
+@pytest.fixture
+def in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_in_full_precision(monkeypatch)
 
 
 # --- the same codes ---------------------------------------------------------------------------------
@@ -125,6 +133,56 @@ def test_other_networks_have_the_codes_of_onnx(kind: str, tmp_path: Path) -> Non
     found = differences(graph, int8(graph, tmp_path), images(graph, 1, seed=1)[0])
     joined = np.concatenate([d.reshape(-1) for d in found.values()])
     assert np.mean(joined > 0) < 1e-3
+
+
+UNITS = {
+    "conv": "{o} = Conv<pads=[1,1,1,1]>({a}, w)",
+    "depthwise": "{o}d = Conv<group=4, pads=[1,1,1,1]>({a}, d) {o} = Relu({o}d)",
+    "relu": "{o} = Relu({a})",
+    "swish": "{o}g = HardSigmoid({a}) {o} = Mul({a}, {o}g)",
+    "add": "{o} = Add({a}, {b})",
+    "shuffle": "{o}r = Reshape({a}, s) {o}t = Transpose<perm=[0,2,1,3,4]>({o}r) {o} = Reshape({o}t, u)",
+    "turn": "{o} = Transpose<perm=[0,1,3,2]>({a})",
+    "join": "{o}h, {o}i = Split<axis=1, num_outputs=2>({a}) {o} = Concat<axis=1>({o}i, {o}h)",
+    "most": "{o} = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>({a})",
+    "mean": "{o} = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>({a})",
+    "gather": "{o} = Gather<axis=1>({a}, p)",
+    "bias": "{o} = Add({a}, c)",
+}
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_random_graphs_have_the_codes_of_onnx(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tensors, lines = ["x"], []
+    for index in range(data.draw(st.integers(2, 9))):
+        unit = data.draw(st.sampled_from(sorted(UNITS)))
+        names = {key: data.draw(st.sampled_from(tensors[-3:])) for key in "ab"}
+        lines.append(UNITS[unit].format(o=f"m{index}", **names))
+        tensors.append(f"m{index}")
+    body = " ".join(lines) + f" y = Conv({tensors[-1]}, w)"
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "w": rng.standard_normal((4, 4, 3, 3)).astype(np.float32) / 6,
+        "d": rng.standard_normal((4, 1, 3, 3)).astype(np.float32) / 3,
+        "c": rng.standard_normal((4, 1, 1)).astype(np.float32),
+        "s": np.array([1, 2, 2, 5, 5], np.int64),
+        "u": np.array([1, 4, 5, 5], np.int64),
+        "p": np.array([3, 0, 2, 1], np.int64),
+    }
+    text = f"g (float[1,4,5,5] x) => (float[1,4,3,3] y) {{ {body} }}"
+    graph = scaled(graph_from_text(text, {k: v for k, v in arrays.items() if f", {k})" in body}))
+    with pytest.MonkeyPatch.context() as patch:
+        compute_in_full_precision(patch)
+        path = int8(graph, tmp_path_factory.mktemp("random"))
+    for image in images(graph, 2, seed=1):
+        found = differences(graph, path, image)
+        joined = np.concatenate([d.reshape(-1) for d in found.values()])
+        # A sum that ends halfway between two codes may end on either side.
+        assert joined.max() <= 1
+        assert np.mean(joined > 0) < 0.01
 
 
 def test_fp16_around_codes_moves_them_by_one_at_most(tmp_path: Path) -> None:
@@ -424,6 +482,29 @@ def test_layouts_and_fp16_interfaces(layout: str, half_io: bool, tmp_path: Path)
     assert sqnr(onnx_values(with_qdq(graph), {"image": image})["logits"], found) > 20
 
 
+def test_a_batch_of_any_size_and_the_newest_system(tmp_path: Path) -> None:
+    graph = scaled(tiny_graph(dynamic_batch=True))
+    path = package(graph, tmp_path, precision="int8", minimum_deployment_target="iOS18")
+    batch = {"image": np.concatenate(images(graph, 3, seed=1))}
+    wanted = onnx_values(with_qdq(graph, "int8"), batch)["logits"]
+    assert sqnr(wanted, execute(path, batch)["logits"]) > 20
+
+
+def test_a_picture_becomes_codes_where_it_becomes_numbers(tmp_path: Path) -> None:
+    text = "g (uint8[1,3,4,4] x) => (float[1,3,4,4] y) { c = Cast<to=1>(x) n = Mul(c, s) y = Conv(n, w) }"
+    arrays = {
+        "s": np.full((1, 1, 1), 2.0**-8, np.float32),
+        "w": np.random.default_rng(0).standard_normal((3, 3, 1, 1)).astype(np.float32),
+    }
+    graph = graph_from_text(text, arrays)
+    graph.quantization = Quantization(
+        {"c": Scale(1.0, -128), "n": Scale(2.0**-8, -128), "y": Scale(2.0**-5, 0)}
+    )
+    x = {"x": np.random.default_rng(1).integers(0, 256, (1, 3, 4, 4), dtype=np.uint8)}
+    found = execute(int8(graph, tmp_path), x)["y"]
+    assert np.abs(found - onnx_values(with_qdq(graph, "int8"), x)["y"]).max() <= 2.0**-5
+
+
 @pytest.mark.parametrize("part", ["scale", "zero_point"])
 def test_a_changed_grid_changes_the_result(part: str, tmp_path: Path) -> None:
     text = "g (float[1,4,2,2] x) => (float[1,4,2,2] y) { y = Tanh(x) }"
@@ -456,6 +537,17 @@ def test_the_same_bytes_every_time(precision: str, tmp_path: Path) -> None:
     )
     files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     assert files
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    # It gets the graph as bytes, scales included, and coremltools without the frameworks around it.
+    graph = scaled(tiny_graph())
+    first, second = int8(graph, tmp_path), tmp_path / "other.mlpackage"
+    options = EmitOptions(precision="int8", minimum_deployment_target="iOS17")
+    with EmitterProcess("coreml") as process:
+        process.emit(graph, INFO, options, second)
+    files = [p.relative_to(first) for p in first.rglob("*") if p.is_file()]
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
 
 
