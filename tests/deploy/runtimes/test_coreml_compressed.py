@@ -1,5 +1,6 @@
 """Codes and compressed weights in the reference runtime: coremltools' own arithmetic, and files that lie."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
 from shufflectl.deploy.runtimes.coreml_reference.compressed import MAX_WEIGHTS, decompressed, unpacked
 from shufflectl.deploy.runtimes.coreml_reference.operation import Declared, Operation
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
-from shufflectl.errors import ArtifactError
-from support.coreml import execute
+from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError
+from support.coreml import execute, package
+from support.nets import tiny_graph
 
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
 RNG = np.random.default_rng(0)
@@ -137,6 +139,32 @@ def test_compressed_weights_are_what_coremltools_makes_of_them(
     path = converted(kit, build, (4, 4), target, tmp_path / "w.mlpackage")
     found = execute(path, {"x": np.eye(4, dtype=np.float32)})["y"]
     np.testing.assert_array_equal(expected[0].astype(np.float32).T, found)
+
+
+@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
+@pytest.mark.parametrize("kind", ["codes", "palette"])
+def test_packages_that_coremltools_compresses_compute_what_it_unpacks(
+    kind: str, target: str, kit: toolkit.Toolkit, tmp_path: Path
+) -> None:
+    ct, optimize = kit.ct, kit.ct.optimize.coreml
+    plain = package(tiny_graph(), tmp_path, precision="fp16", minimum_deployment_target=target)
+    with quiet():
+        model = ct.models.MLModel(str(plain), skip_model_load=True)
+        if kind == "codes":
+            op = optimize.OpLinearQuantizerConfig(mode="linear", weight_threshold=0)
+            small = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=op))
+        else:
+            op = optimize.OpPalettizerConfig(mode="uniform", nbits=6, weight_threshold=64)
+            small = optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=op))
+        small.save(str(tmp_path / "small.mlpackage"))
+        optimize.decompress_weights(small).save(str(tmp_path / "large.mlpackage"))
+    x = {"image": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
+    found, wanted, before = (
+        execute(path, x)["logits"]
+        for path in (tmp_path / "small.mlpackage", tmp_path / "large.mlpackage", plain)
+    )
+    np.testing.assert_array_equal(wanted, found)
+    assert (found != before).any()
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
@@ -297,6 +325,27 @@ def test_few_bytes_that_many_operations_unpack_are_refused(kit: toolkit.Toolkit,
     (path / MODEL).write_bytes(spec.SerializeToString())
     with pytest.raises(ArtifactError, match="asks for a tensor"), CoreMLReference().load(path):
         pass
+
+
+def test_flipped_bytes_of_a_model_with_codes_are_survived(kit: toolkit.Toolkit, tmp_path: Path) -> None:
+    def build(mb: Any, x: Any) -> Any:
+        made = mb.linear(x=x, weight=affine(mb))
+        codes = mb.quantize(input=made, output_dtype="int8", scale=np.float32(0.5), zero_point=np.int8(3))
+        moved = mb.dequantize(
+            input=mb.transpose(x=codes, perm=[1, 0]), scale=np.float32(0.5), zero_point=np.int8(3)
+        )
+        return mb.linear(x=moved, weight=packed(4)(mb))
+
+    x = np.eye(4, dtype=np.float32)
+    path = converted(kit, build, x.shape, "iOS17", tmp_path / "f.mlpackage")
+    original = (path / MODEL).read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(original), 200):
+        data = bytearray(original)
+        data[position] ^= int(rng.integers(1, 256))
+        (path / MODEL).write_bytes(data)
+        with contextlib.suppress(ArtifactError, DataError, UnsupportedOperatorError):
+            execute(path, {"x": x})
 
 
 def test_a_scale_of_zero_is_refused(kit: toolkit.Toolkit, tmp_path: Path) -> None:
