@@ -17,7 +17,7 @@ EXAMPLES = {
     ),
     "build": (
         "shufflectl runner build",
-        "shufflectl runner build --cc aarch64-linux-android30-clang --out shufflectl-runner",
+        "shufflectl runner build --cc aarch64-linux-android26-clang --out shufflectl-runner",
     ),
     "list": ("shufflectl runner list", "shufflectl runner list --json"),
     "remove": ("shufflectl runner remove tflite-arm64",),

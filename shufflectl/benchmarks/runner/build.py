@@ -34,7 +34,7 @@ def build(out: Path, compiler: str = "") -> str:
     Args:
         out: The program; replaced when the new one is whole.
         compiler: A C compiler, with arguments as in a shell, for example
-            ``aarch64-linux-android30-clang``; by default the variable CC, or ``cc``.
+            ``aarch64-linux-android26-clang``; by default the variable CC, or ``cc``.
 
     Returns:
         The program's SHA-256.
