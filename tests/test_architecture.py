@@ -66,6 +66,12 @@ def test_start_up_imports_nothing_heavy(argv: list[str]) -> None:
     assert "[]" == done.stderr.splitlines()[-1]
 
 
+def test_measuring_imports_nothing_that_converts() -> None:
+    code = f"import sys, shufflectl.benchmarks.bench\nprint(sorted({HEAVY - {'numpy'}!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "[]\n" == done.stdout
+
+
 def test_start_up_of_help_does_not_import_the_library() -> None:
     code = "import sys, shufflectl.cli\nprint(*(m for m in sys.modules if m.startswith('shufflectl.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -25,10 +25,9 @@ from shufflectl.benchmarks.results import (
     read_suite,
 )
 from shufflectl.converters.targets import TARGETS
-from shufflectl.deploy.check import find_groups
+from shufflectl.deploy.artifacts import Artifact, find_groups
 from shufflectl.deploy.publish import digest, size
 from shufflectl.deploy.runtimes import choose
-from shufflectl.deploy.verify import Artifact
 from shufflectl.errors import ArtifactError, ShufflectlError, StoppedError, UnstableError, UsageError
 
 __all__ = ["Bench", "BenchOptions", "Device", "bench"]

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.deploy import runtimes
+from shufflectl.deploy.artifacts import Artifact, Group, find_groups
 from shufflectl.deploy.check import (
-    Group,
     built_of,
-    find_groups,
     image_input,
     original_of,
     reference_model,
@@ -30,7 +29,7 @@ from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.nway import Member
 from shufflectl.deploy.runtimes.base import Session
-from shufflectl.deploy.verify import Artifact, Notify
+from shufflectl.deploy.verify import Notify
 from shufflectl.errors import ArtifactError, DataError, GateError
 from shufflectl.models import LoadedModel
 from shufflectl.models.checkpoints.files import printable

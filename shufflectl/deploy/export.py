@@ -18,6 +18,7 @@ from shufflectl.converters.rewrite.choose import NATIVE, Candidate, Choice, lowe
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
+from shufflectl.deploy.artifacts import Artifact
 from shufflectl.deploy.factory_model import open_factory
 from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
@@ -26,7 +27,7 @@ from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.pixels import give_pixels, prepared
 from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.tuning import Source
-from shufflectl.deploy.verify import Artifact, Notify, Reference, Result, Verification, verify
+from shufflectl.deploy.verify import Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
 from shufflectl.models import LoadedModel, dense, load
 from shufflectl.models.factory import Factory

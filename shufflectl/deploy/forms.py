@@ -14,12 +14,13 @@ from pathlib import Path
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.choose import AUTO, NATIVE, Candidate, candidates, choose, lower, settle
 from shufflectl.converters.targets import TARGETS, Emitter, Layout
+from shufflectl.deploy.artifacts import Artifact
 from shufflectl.deploy.export import Subject
 from shufflectl.deploy.onnx_model import reading
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.pixels import give_pixels
 from shufflectl.deploy.publish import size
-from shufflectl.deploy.verify import Artifact, Notify, verify
+from shufflectl.deploy.verify import Notify, verify
 from shufflectl.errors import ShufflectlError
 
 __all__ = ["Form", "Forms", "Written"]

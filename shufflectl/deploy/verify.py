@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.rewrite.choose import Candidate
 from shufflectl.converters.trace import TensorView, Trace
 from shufflectl.deploy import runtimes
+from shufflectl.deploy.artifacts import Artifact
 from shufflectl.deploy.feeding import other_feed
 from shufflectl.deploy.images import Inputs
 from shufflectl.deploy.inspect import Summary, summarize
@@ -25,7 +25,7 @@ from shufflectl.deploy.runtimes.base import Arrays, Runtime, Session
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TIP", "Artifact", "Notify", "Reference", "Result", "Verification", "verify"]
+__all__ = ["TIP", "Notify", "Reference", "Result", "Verification", "verify"]
 
 Notify = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
@@ -35,25 +35,6 @@ TIP: Final = "see every inner tensor with --per-layer; set limits with --max-rel
 
 _EXAMINED: Final = 2
 """Images of each kind in the comparison layer by layer."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One exported file.
-
-    Attributes:
-        path: Where it is now.
-        file: Its name in the output folder.
-        target: The name of its format.
-        precision: ``fp32`` or ``fp16``.
-        form: The form of its channel shuffles, where it is known.
-    """
-
-    path: Path
-    file: str
-    target: str
-    precision: str
-    form: Candidate | None = None
 
 
 @dataclass(frozen=True)
