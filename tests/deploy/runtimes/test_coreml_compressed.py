@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from shufflectl.converters.coreml import toolkit
 from shufflectl.converters.quiet import quiet
-from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
+from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference, program
 from shufflectl.deploy.runtimes.coreml_reference.compressed import MAX_WEIGHTS, decompressed, unpacked
 from shufflectl.deploy.runtimes.coreml_reference.operation import Declared, Operation
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
+from shufflectl.deploy.runtimes.coreml_reference.program import read_program
 from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError
 from support.coreml import execute, package
 from support.nets import tiny_graph
@@ -325,6 +326,44 @@ def test_few_bytes_that_many_operations_unpack_are_refused(kit: toolkit.Toolkit,
     (path / MODEL).write_bytes(spec.SerializeToString())
     with pytest.raises(ArtifactError, match="asks for a tensor"), CoreMLReference().load(path):
         pass
+
+
+def shared(kit: toolkit.Toolkit, path: Path) -> Path:
+    """Return a package whose operations all read one matrix."""
+
+    def build(mb: Any, x: Any) -> Any:
+        weight = mb.const(val=np.eye(4, dtype=np.float16), name="w")
+        y = mb.cast(x=x, dtype="fp16")
+        for _ in range(3):
+            y = mb.linear(x=y, weight=weight)
+        return mb.cast(x=y, dtype="fp32")
+
+    return converted(kit, build, (4, 4), "iOS16", path)
+
+
+def test_what_many_operations_read_is_held_once(kit: toolkit.Toolkit, tmp_path: Path) -> None:
+    spec, folder = read_model(shared(kit, tmp_path / "s.mlpackage"))
+    matrices = [op.tensor("weight") for op in read_program(spec, folder).operations if op.type == "linear"]
+    assert 3 == len(matrices)
+    assert 1 == len({matrix.data_ptr() for matrix in matrices})
+
+
+def test_a_constant_that_is_declared_again_and_again_is_refused(
+    kit: toolkit.Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "MAX_CONSTANTS", 400)
+    path = shared(kit, tmp_path / "s.mlpackage")
+    spec, folder = read_model(path)
+    read_program(spec, folder)
+    function = spec.mlProgram.functions["main"]
+    operations = function.block_specializations[function.opset].operations
+    first = next(op for op in operations if op.type == "const" and op.outputs[0].name == "w")
+    for number in range(30):
+        again = type(first).FromString(first.SerializeToString())
+        again.outputs[0].name = f"again{number}"
+        operations.insert(0, again)
+    with pytest.raises(ArtifactError, match="a constant asks for a tensor"):
+        read_program(spec, folder)
 
 
 def test_flipped_bytes_of_a_model_with_codes_are_survived(kit: toolkit.Toolkit, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
 __all__ = [
+    "MAX_CONSTANTS",
     "MAX_LIVE",
     "NAME",
     "NUMPY",
@@ -29,6 +30,9 @@ NAME: Final = "coreml-reference"
 
 MAX_ELEMENTS: Final = 1 << 29
 """Elements of one tensor (2 GiB of fp32): a program that asks for more is refused, not tried."""
+
+MAX_CONSTANTS: Final = 1 << 29
+"""Elements of all constants, as often as a program declares them."""
 
 MAX_LIVE: Final = 1 << 31
 """Elements of all tensors that are held at one time."""
@@ -116,6 +120,8 @@ class Operation:
         type: The operation's type, as ``conv``.
         inputs: For each parameter its operands: names of computed tensors, arrays, or text.
         outputs: What it computes.
+        tensors: Constants as the runtime holds them, by the identity of their arrays, which outlive it: what
+            many operations read is held once.
     """
 
     def __init__(
@@ -123,10 +129,12 @@ class Operation:
         type: str,  # noqa: A002 - MIL's word
         inputs: Mapping[str, Sequence[str | NDArray[Any] | Text]],
         outputs: Sequence[Declared],
+        tensors: dict[int, torch.Tensor] | None = None,
     ) -> None:
         self.type = type
         self.inputs = inputs
         self.outputs = tuple(outputs)
+        self._tensors = {} if tensors is None else tensors
 
     @property
     def name(self) -> str:
@@ -153,7 +161,7 @@ class Operation:
         for item in self.inputs.get(parameter, ()):
             if isinstance(item, Text):
                 raise self.damaged(f"has text for parameter {parameter}")
-            found.append(item if isinstance(item, str) else held(item))
+            found.append(item if isinstance(item, str) else self._held(item))
         if not found:
             raise self.damaged(f"has no parameter {parameter}")
         return found
@@ -179,7 +187,12 @@ class Operation:
 
     def tensor(self, parameter: str) -> torch.Tensor:
         """Return a constant tensor."""
-        return held(self.constant(parameter))
+        return self._held(self.constant(parameter))
+
+    def _held(self, array: NDArray[Any]) -> torch.Tensor:
+        if id(array) not in self._tensors:
+            self._tensors[id(array)] = held(array)
+        return self._tensors[id(array)]
 
     def integers(self, parameter: str, default: Sequence[int] | None = None) -> list[int]:
         """Return a constant list of integers."""

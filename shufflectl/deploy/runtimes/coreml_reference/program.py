@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shufflectl.deploy.runtimes.coreml_reference.blob import NARROW_TYPES, BlobFile
@@ -18,6 +19,7 @@ from shufflectl.deploy.runtimes.coreml_reference.compressed import (
     unpacked,
 )
 from shufflectl.deploy.runtimes.coreml_reference.operation import (
+    MAX_CONSTANTS,
     NAME,
     NUMPY,
     Declared,
@@ -71,6 +73,7 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, BlobFile] = {}
+        self._budget = MAX_CONSTANTS
         _, self._mil = message_modules()
 
     def close(self) -> None:
@@ -117,6 +120,8 @@ class _Reader:
         tensor = value.type.tensorType
         kind = self.kind(tensor.dataType)
         shape = tuple(d for d in self._shape(tensor, fixed=True) if d is not None)
+        room(shape, "a constant", self._budget)
+        self._budget -= math.prod(shape)
         if kind in NARROW_TYPES:
             return self._narrow(value, kind, shape)
         if value.WhichOneof("value") == "blobFileValue":
@@ -148,7 +153,6 @@ class _Reader:
     def _narrow(self, value: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return a constant whose numbers are narrower than a byte, in bytes."""
         bits, count = int(kind[-1]), math.prod(shape)
-        room(shape, "a constant", MAX_WEIGHTS)
         size = -(-count * bits // 8)
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
@@ -204,6 +208,7 @@ def _decode(reader: _Reader, function: Any, block: Any) -> Program:
         raise ArtifactError("the program has two inputs of one name", hint=_REMEDY)
     constants: dict[str, NDArray[Any] | Text] = {}
     operations = []
+    tensors: dict[int, torch.Tensor] = {}
     budget = MAX_WEIGHTS
     for item in block.operations:
         if item.type == "const":
@@ -234,7 +239,7 @@ def _decode(reader: _Reader, function: Any, block: Any) -> Program:
             if out.name in known:
                 raise ArtifactError(f"the program has two tensors of the name {out.name!r}", hint=_REMEDY)
             known.add(out.name)
-        operation = Operation(str(item.type), bound, outputs)
+        operation = Operation(str(item.type), bound, outputs, tensors)
         if item.type in COMPRESSED:
             found = _constant(operation, budget)
             constants[operation.name] = found
