@@ -1,8 +1,9 @@
 """Train the bundled networks on scikit-learn's digits and write what the package carries.
 
 Writes ``shufflectl/models/weights/<model>_digits.safetensors`` (fp16, with a description in the header) and
-``digits_test.npz`` there. The same machine with the same packages gives the same files; elsewhere the sums of
-the training differ in the last bits, so the accuracy may differ by an image or two.
+``digits_test.npz`` and ``digits_calibration.npz`` there. The same machine with the same packages gives the
+same files; elsewhere the sums of the training differ in the last bits, so the accuracy may differ by an image
+or two.
 
     python scripts/train_digits.py [MODEL ...]
 """
@@ -28,6 +29,7 @@ FOLDER = Path(__file__).parents[1] / "shufflectl" / "models" / "weights"
 MODELS = ("shufflenet_v2_x0_5", "shufflenet_v1_g3_x0_5")
 SIZE = 32
 TEST_IMAGES = 360
+CALIBRATION_IMAGES = 256
 EPOCHS = 60
 BATCH = 64
 SEED = 0
@@ -117,6 +119,8 @@ def main() -> int:
         labels=test_labels.astype(np.uint8),
         indices=indices.astype(np.int16),
     )
+    seen = np.linspace(0, len(scans) - 1, CALIBRATION_IMAGES).round().astype(np.intp)
+    np.savez_compressed(FOLDER / "digits_calibration.npz", images=scans[seen])
     held_out = digits_test(SIZE)
     failed = False
     for name in names:

@@ -28,6 +28,7 @@ from shufflectl.commands import (
     models,
     report,
     runner,
+    sensitivity,
     tune,
 )
 from shufflectl.commands.options import OUTPUT
@@ -56,6 +57,7 @@ _add(check.check, check.EXAMPLES)
 _add(evaluate.evaluate, evaluate.EXAMPLES)
 _add(inspect.inspect, inspect.EXAMPLES)
 _add(explain.explain, explain.EXAMPLES)
+_add(sensitivity.sensitivity, sensitivity.EXAMPLES)
 _add(identify.identify, identify.EXAMPLES)
 _add(bench.bench, bench.EXAMPLES)
 _add(compare.compare, compare.EXAMPLES)

@@ -10,7 +10,7 @@ from typing import IO, Final
 from shufflectl.benchmarks.results import Suite
 from shufflectl.errors import OutputError
 
-__all__ = ["COLUMNS", "check_writable", "rows", "write_csv", "write_json"]
+__all__ = ["COLUMNS", "rows", "write_csv", "write_json"]
 
 COLUMNS: Final = (
     "artifact",
@@ -27,21 +27,6 @@ COLUMNS: Final = (
     "ns",
 )
 _HINT: Final = "choose another place for it"
-
-
-def check_writable(path: Path) -> None:
-    """See before hours of measuring that the result can be written.
-
-    Raises:
-        OutputError: It cannot.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", hint="name a file in it")
-    folder = path.parent
-    if not folder.is_dir():
-        raise OutputError(f"the folder {folder} does not exist", hint=f"create it: mkdir -p {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {folder} cannot be written: permission is denied", hint=_HINT)
 
 
 def write_json(suite: Suite, path: Path) -> None:

@@ -4,29 +4,22 @@ The upper panel has a row an artifact: a point is one process's median, a bar th
 interval, by order statistics as everywhere (`statistics`). Where artifacts were compared, the lower panel has
 a row a comparison: the ratio with its interval, a point for each process that held both, and a line at 1.
 
-matplotlib is imported here alone, and only when a figure is wanted. It is used through its objects: nothing
-of pyplot's global state, no display, and none of a user's matplotlibrc. The same result gives the same bytes.
+The same result gives the same bytes, see `deploy.drawing`.
 """
 
-import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from shufflectl.benchmarks.compare import paired_ratios
-from shufflectl.benchmarks.output import check_writable
 from shufflectl.benchmarks.results import Benchmark, Comparison, Suite, threads_in_words
-from shufflectl.deploy.publish import write_file
-from shufflectl.errors import MissingDependencyError, UsageError
+from shufflectl.deploy.drawing import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SUFFIXES", "check_plot", "figure", "write_plot"]
-
-SUFFIXES: Final = (".png", ".svg", ".pdf")
+__all__ = ["figure", "write_plot"]
 
 _MAX_ROWS: Final = 60
 """Of a panel: more would make a picture that no program shows."""
@@ -36,7 +29,6 @@ _ROW: Final = 0.46
 """Inches."""
 _FRAME: Final = 1.0
 """Inches of a panel beside its rows: title and axis."""
-_DPI: Final = 150
 _FAR: Final = 4.0
 """Medians further apart than this factor get a logarithmic axis, or each row would be a single dot."""
 _CAPTION: Final = (
@@ -47,45 +39,6 @@ _GOLDEN: Final = 0.6180339887
 _POINT: Final = "#2f6db5"
 _VOID: Final = "#9a9a9a"
 _STRONG: Final = "#12324f"
-_STYLE: Final[dict[str, Any]] = {
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.grid.axis": "x",
-    "axes.axisbelow": True,
-    "grid.color": "#e2e2e2",
-    "font.size": 9,
-    "ytick.labelsize": 8.5,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "ytick.left": False,
-    "svg.hashsalt": "shufflectl",
-}
-
-
-def check_plot(path: Path) -> None:
-    """See before hours of measuring that the figure can be drawn and written.
-
-    Raises:
-        UsageError: The file's name does not say a format, or its folder does not exist.
-        OutputError: The folder cannot be written.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"a figure is not written as {path.suffix or path.name!r}",
-            hint=f"end the name in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
-        )
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"the folder {path.parent} does not exist", hint=f"create it: mkdir -p {path.parent}"
-        )
-    check_writable(path)
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "plot", "drawing a figure") from error
 
 
 def write_plot(suite: Suite, path: Path) -> None:
@@ -94,19 +47,7 @@ def write_plot(suite: Suite, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    import matplotlib as mpl
-
-    kind = path.suffix.lower()[1:]
-    dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    data = io.BytesIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        with warnings.catch_warnings():
-            # A name may hold characters that the font has not; the figure shows boxes in their place.
-            warnings.filterwarnings("ignore", message="Glyph")
-            figure(suite).savefig(data, format=kind, dpi=_DPI, metadata=dates[kind])
-    write_file(path, data.getvalue(), "--plot")
+    save(path, lambda: figure(suite))
 
 
 def figure(suite: Suite) -> "Figure":

@@ -134,9 +134,11 @@ def bench(
     from shufflectl.benchmarks.bench import BenchOptions, Device
     from shufflectl.benchmarks.bench import bench as run_bench
     from shufflectl.benchmarks.options import parse_mode, parse_share, parse_threads
-    from shufflectl.benchmarks.output import check_writable, write_csv, write_json
-    from shufflectl.benchmarks.plot import check_plot, write_plot
+    from shufflectl.benchmarks.output import write_csv, write_json
+    from shufflectl.benchmarks.plot import write_plot
     from shufflectl.benchmarks.results import Warmup
+    from shufflectl.deploy.drawing import check_plot
+    from shufflectl.deploy.publish import check_writable
     from shufflectl.render.benchmark import measured
 
     OUTPUT.quiet_libraries()

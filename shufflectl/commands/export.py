@@ -6,8 +6,14 @@ from typing import Annotated
 import typer
 
 from shufflectl.commands.options import (
+    INTEGERS,
     OUTPUT,
     Arguments,
+    BiasCorrection,
+    Calibration,
+    CalibrationImages,
+    CalibrationMethod,
+    Equalise,
     Features,
     FoldPreprocess,
     Images,
@@ -26,6 +32,7 @@ from shufflectl.commands.options import (
     Threads,
     Verbose,
     Weights,
+    calibration_options,
     complete_model,
     parity_options,
 )
@@ -44,6 +51,7 @@ EXAMPLES = (
     "shufflectl export shufflenet_v2_x1_0 --features stage2,stage3,stage4 --output-stride 16",
     "shufflectl export --weights best.pt --fold-preprocess --input-type uint8",
     "shufflectl export --weights mine.pt --preprocess imagenet,color=bgr --target onnx",
+    "shufflectl export --weights best.pt --precision int8 --calibration photos/ --target all",
 )
 
 
@@ -74,7 +82,11 @@ def export(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="fp32 or fp16; repeatable, or separated by commas."),
+        typer.Option(
+            metavar="NAME",
+            help="fp32, fp16, int8 (with --calibration), int8-weights, int8-dynamic (TFLite), palette8, "
+            "palette6 or palette4 (Core ML); repeatable, or separated by commas.",
+        ),
     ] = None,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FOLDER", help="Where the files and manifest.json go.")
@@ -125,8 +137,48 @@ def export(
         bool, typer.Option("--half-io", help="Let fp16 ONNX and Core ML files take and give fp16.")
     ] = False,
     minimum_deployment_target: Annotated[
-        str, typer.Option(metavar="iOSNN", help="The oldest system that a Core ML file must run on.")
-    ] = "iOS16",
+        str | None,
+        typer.Option(
+            metavar="iOSNN",
+            help="The oldest system that a Core ML file must run on; by default iOS16, and iOS17 for int8.",
+        ),
+    ] = None,
+    calibration: Calibration = None,
+    calibration_images: CalibrationImages = 128,
+    calibration_method: CalibrationMethod = "minmax",
+    equalise: Equalise = 0.5,
+    bias_correction: BiasCorrection = True,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Layers that compute in floating point in int8 files, by the name of a tensor or a module; "
+            "repeatable, or separated by commas. [cyan]shufflectl sensitivity[/] says which pay.",
+            rich_help_panel=INTEGERS,
+        ),
+    ] = None,
+    auto_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--auto-mixed",
+            help="Keep the fewest layers in floating point that reach --target-sqnr.",
+            rich_help_panel=INTEGERS,
+        ),
+    ] = False,
+    target_sqnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB", help="The SQNR that --auto-mixed is to reach, in dB.", rich_help_panel=INTEGERS
+        ),
+    ] = None,
+    io: Annotated[
+        str,
+        typer.Option(
+            metavar="float|int8|uint8",
+            help="What int8 TFLite files take and give: floats, or codes.",
+            rich_help_panel=INTEGERS,
+        ),
+    ] = "float",
     images: Images = "32",
     seed: Seed = 0,
     runtime: RuntimeNames = None,
@@ -155,6 +207,10 @@ def export(
     OUTPUT.quiet_libraries()
     if not out.strip():
         raise UsageError("the output folder is an empty name", hint="name a folder, or . for this one")
+    if auto_mixed != (target_sqnr is not None):
+        raise UsageError(
+            "--auto-mixed and --target-sqnr belong together", hint="as in: --auto-mixed --target-sqnr 35"
+        )
     tunings = tuple(read_tuning(path) for path in tuning or ())
     request = ExportRequest.parse(
         model=model,
@@ -179,6 +235,17 @@ def export(
         tunings=tunings,
         half_io=half_io,
         minimum_deployment_target=minimum_deployment_target,
+        calibration=calibration_options(
+            calibration,
+            calibration_images,
+            seed,
+            calibration_method,
+            equalise,
+            correct_bias=bias_correction,
+        ),
+        keep_float=keep_float or (),
+        target_sqnr=target_sqnr,
+        io=io,
         keep_failing=keep_failing,
         verbose=OUTPUT.verbose,
         parity=parity_options(

@@ -9,11 +9,18 @@ import typer
 from shufflectl.console import Output
 
 if TYPE_CHECKING:
+    from shufflectl.deploy.calibration_options import CalibrationOptions
     from shufflectl.deploy.options import ParityOptions
 
 __all__ = [
+    "INTEGERS",
     "OUTPUT",
     "Arguments",
+    "BiasCorrection",
+    "Calibration",
+    "CalibrationImages",
+    "CalibrationMethod",
+    "Equalise",
     "Features",
     "FoldPreprocess",
     "Images",
@@ -32,6 +39,7 @@ __all__ = [
     "Threads",
     "Verbose",
     "Weights",
+    "calibration_options",
     "complete_model",
     "parity_options",
 ]
@@ -160,6 +168,62 @@ MinTop1 = Annotated[
 PerLayer = Annotated[
     bool, typer.Option("--per-layer", help="Compare every inner tensor of failing files, and show it.")
 ]
+
+
+INTEGERS = "Integers"
+"""The heading of the options about int8 in the help."""
+
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="digits|FOLDER|FILE",
+        help="For int8: images on which ranges are looked at: a folder, an .npz file, the bundled digits, or "
+        "the .json of a calibration made before.",
+        rich_help_panel=INTEGERS,
+    ),
+]
+CalibrationImages = Annotated[
+    int, typer.Option(metavar="N", help="How many of them at most.", rich_help_panel=INTEGERS)
+]
+CalibrationMethod = Annotated[
+    str,
+    typer.Option(
+        metavar="minmax|percentile|entropy|mse",
+        help="How a range is chosen of what was seen.",
+        rich_help_panel=INTEGERS,
+    ),
+]
+Equalise = Annotated[
+    float,
+    typer.Option(
+        metavar="0..1",
+        help="How far the channels of a tensor are made equally large first; 0 leaves the weights alone.",
+        rich_help_panel=INTEGERS,
+    ),
+]
+BiasCorrection = Annotated[
+    bool,
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Take what rounding adds on average out of the biases.",
+        rich_help_panel=INTEGERS,
+    ),
+]
+
+
+def calibration_options(
+    source: str | None, images: int, seed: int, method: str, equalise: float, *, correct_bias: bool
+) -> "CalibrationOptions | None":
+    """Read the options of a calibration; None where there is none.
+
+    Raises:
+        UsageError: A word is not one of the choices, or a number is out of range.
+    """
+    from shufflectl.converters.quantize.recipe import Recipe
+    from shufflectl.deploy.calibration_options import CalibrationOptions
+
+    recipe = Recipe.parse(method, equalise, correct_bias=correct_bias)
+    return None if source is None else CalibrationOptions(source, images, seed, recipe)
 
 
 def parity_options(

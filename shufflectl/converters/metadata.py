@@ -14,6 +14,7 @@ __all__ = [
     "Inside",
     "ModelInfo",
     "Origin",
+    "QuantizationRecord",
 ]
 
 METADATA_KEY = "shufflectl.info"
@@ -28,7 +29,7 @@ Inside = Literal["nothing", "weights", "shift", "operators"]
 Origin = Literal["", "weights", "option", "file", "assumed"]
 """Who says what the preprocessing is: the checkpoint (or its layout), the user, an ONNX file, nobody."""
 
-_TYPES: Final = ("float32", "float16", "uint8", "image")
+_TYPES: Final = ("float32", "float16", "uint8", "image", "int8 codes", "uint8 codes")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class FileInput:
 
     Attributes:
         preprocess: What is left for the caller to do, the layout included.
-        type: The type of the elements; ``image`` for a picture that Core ML itself reads (8 bits a colour).
+        type: The type of the elements; ``image`` for a picture that Core ML itself reads (8 bits a colour),
+            ``codes`` for integers of which the file says what numbers they stand for.
         inside: What the file does itself.
     """
 
@@ -107,6 +109,38 @@ class FactoryRecord:
 
 
 @dataclass(frozen=True)
+class QuantizationRecord:
+    """What the scales of an int8 file come from.
+
+    Attributes:
+        calibration: The name of the calibration's file, beside the file of the model.
+        sha256: Of that file, in hexadecimal.
+        floats: Layers that compute in floating point.
+    """
+
+    calibration: str
+    sha256: str
+    floats: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {"calibration": self.calibration, "sha256": self.sha256, "floats": list(self.floats)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError: A value is missing.
+            ValueError: It is none.
+        """
+        name = str(data["calibration"])
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise ValueError(f"a calibration lies beside its model, not at {name!r:.60}")
+        return cls(name, str(data["sha256"]), tuple(str(layer) for layer in data["floats"]))
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A deployed model's description.
 
@@ -126,6 +160,7 @@ class ModelInfo:
         output_stride: How many pixels apart the last feature map's positions are, where that was changed.
         features: The names of the outputs, where they are feature maps.
         input: What that file takes; None where it takes what the network takes, or it is not of one file.
+        quantization: What that file's scales come from; None where it has none.
     """
 
     name: str
@@ -143,6 +178,7 @@ class ModelInfo:
     features: tuple[str, ...] = ()
     preprocess_from: Origin = ""
     input: FileInput | None = None
+    quantization: QuantizationRecord | None = None
 
     @property
     def stem(self) -> str:
@@ -173,6 +209,8 @@ class ModelInfo:
             **({"features": list(self.features)} if self.features else {}),
             "preprocess_from": self.preprocess_from,
         }
+        if self.quantization is not None:
+            data["quantization"] = self.quantization.to_json()
         return data if self.input is None else {**data, "input": self.input.to_json()}
 
     @classmethod
@@ -194,5 +232,8 @@ class ModelInfo:
             features=tuple(str(name) for name in data.get("features", ())),
             preprocess_from=cast("Origin", origin),
             input=None if data.get("input") is None else FileInput.from_json(data["input"]),
+            quantization=QuantizationRecord.from_json(data["quantization"])
+            if "quantization" in data
+            else None,
             **text,
         )

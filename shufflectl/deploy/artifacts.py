@@ -30,7 +30,7 @@ class Artifact:
         path: Where it is now.
         file: Its name in the output folder.
         target: The name of its format.
-        precision: ``fp32`` or ``fp16``.
+        precision: A name of `converters.targets.PRECISIONS`.
         form: The form of its channel shuffles, where it is known.
     """
 

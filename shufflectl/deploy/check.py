@@ -21,6 +21,7 @@ from shufflectl.deploy.images import gather_shapes
 from shufflectl.deploy.inspect import summarize
 from shufflectl.deploy.onnx_model import OnnxModel, is_file, open_model
 from shufflectl.deploy.options import ParityOptions, parse_factory
+from shufflectl.deploy.quantization import quantized_file
 from shufflectl.deploy.verify import TIP, Notify, Reference, Verification, verify
 from shufflectl.errors import ArtifactError, CheckpointError, ParityError, UsageError
 from shufflectl.models import LoadedModel, dense, load, zoo
@@ -158,8 +159,16 @@ def _check(
         title = info.name if info else first.path.stem
         preprocess, labels = (info.preprocess, info.labels) if info else (IMAGENET, ())
     inputs = gather_shapes(ports.shapes, preprocess, labels, options)
-    verification = verify(title, group.artifacts, reference, inputs, options, notify)
+    verification = verify(title, group.artifacts, _in_codes(reference), inputs, options, notify)
     return _judged(group, replace(verification, notes=_not_run(group)))
+
+
+def _in_codes(reference: Reference) -> Reference:
+    """Return a reference that knows what int8 files were made of, where their calibration is beside them."""
+    return replace(
+        reference,
+        quantized=lambda a: quantized_file(a.path, summarize(a.path).metadata, reference.graph),
+    )
 
 
 def _not_run(group: Group) -> tuple[str, ...]:
@@ -181,7 +190,9 @@ def _check_built(
     if info is not None:
         inputs = gather_shapes(found.shapes, found.info.preprocess, info.labels, options)
     title = info.name if info else found.info.name
-    verification = verify(title, group.artifacts, found.reference(REFERENCE), inputs, options, notify)
+    verification = verify(
+        title, group.artifacts, _in_codes(found.reference(REFERENCE)), inputs, options, notify
+    )
     return _judged(group, verification)
 
 
@@ -245,7 +256,9 @@ def _check_original(
     if any(a.file == reference.name for a in group.artifacts):
         reference = replace(reference, name=f"{reference.name} (the original)")
     title = group.info.name if group.info else found.info.name
-    verification = verify(title, group.artifacts, reference, found.inputs(options), options, notify)
+    verification = verify(
+        title, group.artifacts, _in_codes(reference), found.inputs(options), options, notify
+    )
     return _judged(group, verification)
 
 

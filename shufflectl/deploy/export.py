@@ -3,6 +3,7 @@
 A manifest says what they are.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, redirect_stdout
@@ -13,7 +14,8 @@ from typing import Any
 
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.metadata import ModelInfo, QuantizationRecord
+from shufflectl.converters.quantize.calibration import Calibration
 from shufflectl.converters.rewrite.choose import NATIVE, Candidate, Choice, lower, settle
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
@@ -24,10 +26,12 @@ from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
 from shufflectl.deploy.onnx_model import UNPREPARED, is_file, open_model, reading
 from shufflectl.deploy.options import ExportRequest
-from shufflectl.deploy.pixels import give_pixels, prepared
+from shufflectl.deploy.parity.feeds import Feeds
+from shufflectl.deploy.pixels import Given, give_pixels, prepared
 from shufflectl.deploy.publish import Staging
+from shufflectl.deploy.quantization import Quantized, find_layers
 from shufflectl.deploy.tuning import Source
-from shufflectl.deploy.verify import Notify, Reference, Result, Verification, verify
+from shufflectl.deploy.verify import CALIBRATION, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
 from shufflectl.models import LoadedModel, dense, load
 from shufflectl.models.factory import Factory
@@ -95,22 +99,38 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
             subject = replace(subject, notes=(*subject.notes, *given.notes))
             info = subject.info
             forms = _Forms(given.graph)
+            codes = (
+                _quantized(request, given, info, staging, notify) if "int8" in request.precisions else None
+            )
             for precision in request.precisions:
                 for target in request.targets:
                     file = f"{info.stem}-{precision}{TARGETS[target].extension}"
                     notify(f"writing {file}", len(artifacts), len(request.precisions) * len(request.targets))
                     path = staging.path(file)
                     # A rewrite takes for granted that weights fit shapes, and onnx does not check all.
+                    about = replace(info, precision=precision, input=given.input(target, precision))
                     with nullcontext() if subject.path is None else reading(subject.path):
-                        form, lowered = forms.get(request.choice(target, precision))
-                        about = replace(info, precision=precision, input=given.input(target, precision))
+                        choice = request.choice(target, precision)
+                        if precision == "int8" and codes is not None:
+                            form, lowered = codes.forms.get(choice)
+                            about = replace(about, quantization=codes.record)
+                            if about.input is not None and request.io != "float" and target == "tflite":
+                                about = replace(about, input=replace(about.input, type=f"{request.io} codes"))
+                        else:
+                            form, lowered = forms.get(choice)
                         emitters[target](lowered, about, request.emit_options(precision, target), path)
                     artifacts.append(Artifact(path, file, target, precision, form))
-        verification = verify(info.name, artifacts, subject.reference, subject.inputs, request.parity, notify)
+        reference, inputs = subject.reference, subject.inputs
+        if codes is not None:
+            if codes.images is not None:
+                inputs = replace(inputs, by_kind={**inputs.by_kind, CALIBRATION: codes.images})
+            reference = replace(reference, quantized=lambda _: codes.quantized)
+        verification = verify(info.name, artifacts, reference, inputs, request.parity, notify)
         verification = replace(verification, notes=(*subject.notes, *_on_tunings(request, verification)))
         if verification.passed or request.keep_failing:
             notify("publishing", 0, 0)
-            _publish(request, staging, subject, verification)
+            calibration = None if codes is None else codes.quantized.calibration
+            _publish(request, staging, subject, verification, calibration)
     return verification
 
 
@@ -275,10 +295,16 @@ def _channels_last(shape: tuple[int | str, ...]) -> bool:
 
 
 class _Forms:
-    """The forms of one graph, each made once."""
+    """The forms of one graph, each made once.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        graph: The graph.
+        quantized: The same in codes, where its forms are to have scales.
+    """
+
+    def __init__(self, graph: Graph, quantized: Quantized | None = None) -> None:
         self._graph = graph
+        self._quantized = quantized
         self._settled: dict[Choice, Candidate] = {}
         self._made: dict[Candidate, tuple[Candidate, Graph]] = {}
 
@@ -288,9 +314,57 @@ class _Forms:
             self._settled[choice] = settle(self._graph, choice).candidate
         wanted = self._settled[choice]
         if wanted not in self._made:
-            graph, report = lower(self._graph, wanted)
-            self._made[wanted] = (wanted, graph) if report.changed else (NATIVE, self._graph)
+            if self._quantized is not None:
+                graph, changed = self._quantized.form(wanted)
+            else:
+                graph, report = lower(self._graph, wanted)
+                changed = report.changed
+            self._made[wanted] = (wanted, graph) if changed else (NATIVE, graph)
         return self._made[wanted]
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """The network in codes.
+
+    Attributes:
+        quantized: The graph and its calibration.
+        record: What files say of it.
+        forms: Its forms.
+        images: Some of those it was calibrated on, where they are at hand.
+    """
+
+    quantized: Quantized
+    record: QuantizationRecord
+    forms: _Forms
+    images: Feeds | None
+
+
+def _quantized(
+    request: ExportRequest, given: Given, info: ModelInfo, staging: Staging, notify: Notify
+) -> _Codes:
+    """Calibrate the graph, and write the calibration beside the files to come.
+
+    Raises:
+        UsageError: A layer that is to be kept in floating point does not exist.
+        DataError: The images cannot be used.
+    """
+    from shufflectl.deploy.calibration import Calibrator
+
+    if request.calibration is None:
+        raise UsageError("int8 needs images to calibrate on", hint="add --calibration")
+    floats = find_layers(given.graph, request.keep_float)
+    calibrator = Calibrator(given.graph, request.calibration, info.preprocess, given.expects, notify)
+    if request.target_sqnr is not None:
+        seen = Quantized(given.graph, replace(calibrator.observed, floats=floats))
+        floats |= _mixed(seen, calibrator.images, given, request.target_sqnr, notify)
+    found = calibrator.settled(floats)
+    name = f"{info.stem}-calibration.json"
+    data = found.to_bytes()
+    staging.path(name).write_bytes(data)
+    quantized = Quantized(given.graph, found)
+    record = QuantizationRecord(name, hashlib.sha256(data).hexdigest(), tuple(sorted(found.floats)))
+    return _Codes(quantized, record, _Forms(given.graph, quantized), calibrator.images)
 
 
 def captured(model: LoadedModel, size: int, batch: int | str) -> Graph:
@@ -355,14 +429,20 @@ def _emitters(request: ExportRequest, stack: ExitStack) -> dict[str, _Emit]:
     }
 
 
-def _publish(request: ExportRequest, staging: Staging, subject: Subject, verification: Verification) -> None:
+def _publish(
+    request: ExportRequest,
+    staging: Staging,
+    subject: Subject,
+    verification: Verification,
+    calibration: Calibration | None,
+) -> None:
     first = subject.graph.inputs[0]
     manifest = Manifest.build(
         subject.info,
         num_classes=subject.num_classes,
         input_name=first.name or "",
         input_shape=[d if isinstance(d, int) else None for d in Graph.shape(first)],
-        artifacts=[_record(request, result) for result in verification.results],
+        artifacts=[_record(request, result, calibration) for result in verification.results],
         report=verification.report,
         options={**request.parity.to_json(), **subject.interface},
     )
@@ -391,7 +471,35 @@ def _form(artifact: Artifact) -> dict[str, Any]:
     return {} if form is None else {"shuffle": form.form, **form.options.to_json()}
 
 
-def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
+def _mixed(
+    quantized: Quantized, images: Feeds | None, given: Given, target: float, notify: Notify
+) -> frozenset[str]:
+    """Return the fewest layers to keep in floating point."""
+    from shufflectl.deploy.sensitivity import fewest_floats
+
+    if images is None:
+        raise UsageError(
+            "a calibration that was made before has no images to measure layers on",
+            hint="give --calibration images, or name the layers with --keep-float",
+        )
+    return fewest_floats(quantized, images, given.expects, target, notify)
+
+
+def _integers(result: Result, calibration: Calibration | None) -> dict[str, Any]:
+    """Return what an int8 file's scales come from as options of the manifest."""
+    metadata = result.summary.metadata
+    if metadata is None or metadata.quantization is None or calibration is None:
+        return {}
+    record = metadata.quantization
+    return {
+        "calibration": record.calibration,
+        "calibration_sha256": record.sha256,
+        **{f"calibration_{key}": value for key, value in calibration.summary.items()},
+        "float_layers": list(record.floats),
+    }
+
+
+def _record(request: ExportRequest, result: Result, calibration: Calibration | None) -> ArtifactRecord:
     rank = result.summary.largest_rank
     tuning = request.tuning(result.artifact.target, result.artifact.precision)
     tuned = {} if tuning is None else {"layout": tuning.choice.layout, **tuning.to_manifest(result.sha256)}
@@ -402,7 +510,10 @@ def _record(request: ExportRequest, result: Result) -> ArtifactRecord:
         operators=len(result.summary.operators),
         largest_rank=0 if rank is None else rank.rank,
         file=result.artifact.file,
-        options=request.options_of(result.artifact.target) | _form(result.artifact) | tuned,
+        options=request.options_of(result.artifact.target, result.artifact.precision)
+        | _form(result.artifact)
+        | _integers(result, calibration)
+        | tuned,
         runtime=result.runtime,
         input=None if result.summary.metadata is None else result.summary.metadata.input,
     )

@@ -26,7 +26,20 @@ from shufflectl.models.data import digits_test
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DIGITS", "FITS", "Bundled", "Damaged", "Fit", "ImageFolder", "Images", "find_images", "parse_fit"]
+__all__ = [
+    "DIGITS",
+    "FITS",
+    "Bundled",
+    "Damaged",
+    "Fit",
+    "ImageFolder",
+    "Images",
+    "Pictures",
+    "PixelArray",
+    "find_images",
+    "find_pictures",
+    "parse_fit",
+]
 
 Fit = Literal["auto", "crop", "squash"]
 FITS: Final[tuple[Fit, ...]] = ("auto", "crop", "squash")
@@ -96,6 +109,19 @@ class Damaged:
         return {"file": self.file, "why": self.why}
 
 
+class Pictures(Protocol):
+    """Images that are read one at a time."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def seen(self, crop: float) -> "Pictures":
+        """Return the same images, of which a crop leaves that share of the shorter side."""
+
+    def read(self, index: int, size: int, fit: Fit) -> NDArray[np.uint8] | Damaged:
+        """Return an image as ``[size, size, 3]``, RGB, or what is wrong with it."""
+
+
 class Images(Protocol):
     """Labelled images that are read one at a time."""
 
@@ -161,6 +187,35 @@ class Bundled:
 
 
 @dataclass(frozen=True)
+class PixelArray:
+    """Images in memory.
+
+    Attributes:
+        images: ``[N, H, W, 3]``, uint8, RGB.
+        crop: The share of the shorter side that a crop leaves.
+    """
+
+    images: NDArray[np.uint8]
+    crop: float = _CROPPED
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def seen(self, crop: float) -> "PixelArray":
+        """Return the same images, of which a crop leaves that share of the shorter side."""
+        return replace(self, crop=crop)
+
+    def read(self, index: int, size: int, fit: Fit) -> NDArray[np.uint8] | Damaged:
+        """Return an image as ``[size, size, 3]``; see `ImageFolder.read`."""
+        image: NDArray[np.uint8] = self.images[index]
+        if image.shape[:2] == (size, size):
+            return image
+        from PIL import Image
+
+        return np.asarray(_fit(Image.fromarray(image), size, fit, self.crop), np.uint8)
+
+
+@dataclass(frozen=True)
 class ImageFolder:
     """A folder with one sub-folder a class, as torchvision's ``ImageFolder`` has it.
 
@@ -186,7 +241,10 @@ class ImageFolder:
         """The folder, as the user named it."""
         return str(self.folder)
 
-    def seen(self, crop: float) -> Images:
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def seen(self, crop: float) -> "ImageFolder":
         """Return the same images, of which a crop leaves that share of the shorter side."""
         return replace(self, crop=crop)
 
@@ -262,6 +320,36 @@ def find_images(source: str, count: int | None = None, *, follow_links: bool = F
         tuple(label for _, label in found),
         tuple(walk.refused),
     )
+
+
+def find_pictures(source: str) -> ImageFolder:
+    """Return the images below a folder, wherever they are in it; what they show does not matter.
+
+    Raises:
+        DataError: The folder is missing, cannot be read, or holds no image.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(
+            f"{source} {what}, not a folder of images",
+            hint=f"give a folder of images, an .npz file, or the word {DIGITS}",
+        )
+    try:
+        walk = _Walk(folder, folder.resolve(strict=True), follow_links=False)
+        files = tuple(walk.images(Path(), frozenset()))
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or source} cannot be read: {error.strerror or error}",
+            hint="check its permissions",
+        ) from error
+    if not files:
+        refused = walk.refused[0] if walk.refused else None
+        hint = "image files end in " + ", ".join(_SUFFIXES)
+        raise DataError(
+            f"{source} holds no image", hint=hint if refused is None else f"{refused.file}: {refused.why}"
+        )
+    return ImageFolder(folder, (), files, (), tuple(walk.refused))
 
 
 @dataclass

@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, Self, cast
 from shufflectl.converters.rewrite.choose import AUTO, Choice, choose, parse_align
 from shufflectl.converters.targets import (
     DEPLOYMENT_TARGETS,
+    IO,
+    IO_TYPES,
     PRECISIONS,
     TARGETS,
     EmitOptions,
@@ -15,6 +17,7 @@ from shufflectl.converters.targets import (
     Precision,
 )
 from shufflectl.deploy import runtimes
+from shufflectl.deploy.calibration_options import CalibrationOptions
 from shufflectl.deploy.parity.limits import Limits, default_limits
 from shufflectl.deploy.tuning import Tuning
 from shufflectl.errors import UsageError, nearest
@@ -117,7 +120,12 @@ class ExportRequest:
         input_type: Of images.
         tunings: What `shufflectl tune` found, each for its target and precision.
         half_io: See `EmitOptions`.
-        minimum_deployment_target: See `EmitOptions`.
+        io: See `EmitOptions`.
+        calibration: On what networks in integers are calibrated; None where nothing was said.
+        target_sqnr: Of int8 against floating point, in dB; the fewest layers that reach it stay in floating
+            point. None for all in codes.
+        keep_float: Layers that compute in floating point in int8 files: names of tensors or of modules.
+        minimum_deployment_target: See `EmitOptions`; None for the oldest that a precision runs on.
         keep_failing: Whether files that fail parity are published.
         verbose: Whether converters may print.
         parity: What parity runs on.
@@ -142,7 +150,11 @@ class ExportRequest:
     input_type: InputType = "float"
     tunings: tuple[Tuning, ...] = ()
     half_io: bool = False
-    minimum_deployment_target: str = "iOS16"
+    io: IO = "float"
+    calibration: CalibrationOptions | None = None
+    keep_float: tuple[str, ...] = ()
+    target_sqnr: float | None = None
+    minimum_deployment_target: str | None = None
     keep_failing: bool = False
     verbose: bool = False
     parity: ParityOptions = ParityOptions()
@@ -162,6 +174,8 @@ class ExportRequest:
         features: Sequence[str] = (),
         preprocess: str = "auto",
         input_type: str = "float",
+        io: str = "float",
+        keep_float: Sequence[str] = (),
         **rest: Any,
     ) -> Self:
         """Read what the command line has as text.
@@ -179,6 +193,8 @@ class ExportRequest:
         layout = layout or prepared.layout
         if input_type not in INPUT_TYPES:
             raise UsageError(f"unknown input type {input_type!r}", hint=nearest(input_type, INPUT_TYPES))
+        if io not in IO_TYPES:
+            raise UsageError(f"unknown type {io!r} of --io", hint=nearest(io, IO_TYPES))
         if layout is not None and layout not in ("nhwc", "nchw"):
             raise UsageError(f"unknown layout {layout!r}", hint=nearest(layout, ("nhwc", "nchw")))
         size = rest.get("input_size")
@@ -202,12 +218,15 @@ class ExportRequest:
             align=parse_align(align),
             preprocess=prepared,
             input_type=input_type,
+            io=io,
+            keep_float=tuple(word for text in keep_float for word in text.split(",")),
             **rest,
         )
         for target in request.targets:
             for precision in request.precisions:
                 request.choice(target, precision)
         request._check_coreml()
+        request._check_integers()
         request._check_tunings()
         if request.half_io and ("fp16" not in request.precisions or request.targets == ("tflite",)):
             raise UsageError(
@@ -219,6 +238,13 @@ class ExportRequest:
     def _check_coreml(self) -> None:
         """Refuse now what the Core ML emitter would refuse after the model is captured."""
         oldest = self.minimum_deployment_target
+        if oldest is None:
+            return
+        if "int8" in self.precisions and "coreml" in self.targets and oldest in ("iOS15", "iOS16"):
+            raise UsageError(
+                "codes of eight bits need Core ML of iOS 17",
+                hint="use --minimum-deployment-target iOS17 or later, or leave it out",
+            )
         if oldest not in DEPLOYMENT_TARGETS:
             known = {name.lower(): name for name in DEPLOYMENT_TARGETS}
             hint = f"did you mean {known[oldest.lower()]!r}?" if oldest.lower() in known else ""
@@ -236,6 +262,36 @@ class ExportRequest:
             raise UsageError(
                 "fp16 inputs and outputs need Core ML of iOS 16",
                 hint="use --minimum-deployment-target iOS16 or later, or leave out --half-io",
+            )
+
+    def _check_integers(self) -> None:
+        """Refuse int8 without images, and what is said of int8 where there is none."""
+        if "int8" in self.precisions and self.calibration is None:
+            raise UsageError(
+                "int8 needs images on which the ranges of activations are looked at",
+                hint="add --calibration with a folder of images, an .npz file, or the word digits",
+            )
+        given = {
+            "--calibration": self.calibration is not None,
+            "--io": self.io != "float",
+            "--keep-float": bool(self.keep_float),
+            "--auto-mixed": self.target_sqnr is not None,
+        }
+        for option, said in given.items():
+            if said and "int8" not in self.precisions:
+                raise UsageError(
+                    f"{option} would change nothing: it is about int8 files",
+                    hint="add --precision int8, or leave it out",
+                )
+        if self.io != "float" and "tflite" not in self.targets:
+            raise UsageError(
+                "--io would change nothing: it is about int8 files of the target tflite",
+                hint="add --target tflite, or leave it out",
+            )
+        if self.io != "float" and self.input_type != "float":
+            raise UsageError(
+                "--io and --input-type both say what images are held as",
+                hint="--input-type uint8 takes pixels as they are; --io says what codes come and go",
             )
 
     def _check_tunings(self) -> None:
@@ -271,7 +327,11 @@ class ExportRequest:
         """Return the options for one precision, and for a target where a tuning may choose its layout."""
         tuning = self.tuning(target, precision)
         layout = self.layout if tuning is None else tuning.choice.layout
-        return EmitOptions(precision, layout, self.half_io, self.minimum_deployment_target)
+        return EmitOptions(precision, layout, self.half_io, self.deployment_target(precision), self.io)
+
+    def deployment_target(self, precision: str) -> str:
+        """Return the oldest system that a Core ML package of that precision must run on."""
+        return self.minimum_deployment_target or ("iOS17" if precision == "int8" else "iOS16")
 
     def choice(self, target: str, precision: Precision) -> Choice:
         """Return the form of channel shuffles that a file gets.
@@ -284,13 +344,15 @@ class ExportRequest:
             return tuning.as_choice
         return choose(target, precision, shuffle=self.shuffle, align=self.align)
 
-    def options_of(self, target: str) -> dict[str, Any]:
-        """Return the options that shaped a target's files, as JSON values for the manifest."""
+    def options_of(self, target: str, precision: str) -> dict[str, Any]:
+        """Return the options that shaped a file, as JSON values for the manifest."""
         options: dict[str, Any] = {"layout": self.layout or TARGETS[target].default_layout}
         if target in ("onnx", "coreml"):
             options["half_io"] = self.half_io
         if target == "coreml":
-            options["minimum_deployment_target"] = self.minimum_deployment_target
+            options["minimum_deployment_target"] = self.deployment_target(precision)
+        if target == "tflite" and precision == "int8":
+            options["io"] = self.io
         return options
 
 

@@ -36,7 +36,7 @@ from shufflectl.errors import ArtifactError, OutputError, ShufflectlError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["MANIFEST", "Staging", "digest", "is_artifact_name", "size", "write_file"]
+__all__ = ["MANIFEST", "Staging", "check_writable", "digest", "is_artifact_name", "size", "write_file"]
 
 MANIFEST: Final = "manifest.json"
 """The name of the manifest in an output folder."""
@@ -125,6 +125,24 @@ def _members(folder: Path) -> list[tuple[str, Path]]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def check_writable(path: Path) -> None:
+    """See before long work that its result can be written.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", hint="name a file in it")
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist", hint=f"create it: mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"the folder {folder} cannot be written: permission is denied",
+            hint="change its permissions, or choose another folder",
+        )
 
 
 def write_file(path: Path, data: bytes, option: str = "--out") -> None:

@@ -1,21 +1,24 @@
 """Load artifacts in their runtimes, compare them with the reference and one another, name what is wrong."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.trace import TensorView, Trace
+from shufflectl.converters.trace import TensorView, Trace, captured_of
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.artifacts import Artifact
 from shufflectl.deploy.feeding import other_feed
 from shufflectl.deploy.images import Inputs
 from shufflectl.deploy.inspect import Summary, summarize
+from shufflectl.deploy.labelled import DIGITS
 from shufflectl.deploy.options import ParityOptions
+from shufflectl.deploy.parity.codes import CodeReference
 from shufflectl.deploy.parity.feeds import Feeds
+from shufflectl.deploy.parity.limits import CODE_LIMITS
 from shufflectl.deploy.parity.locate import Divergence, Examination, Layer, examine
 from shufflectl.deploy.parity.metrics import Comparison
 from shufflectl.deploy.parity.nway import Accuracy, Member, ParityReport, check_parity
@@ -25,13 +28,18 @@ from shufflectl.deploy.runtimes.base import Arrays, Runtime, Session
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TIP", "Notify", "Reference", "Result", "Verification", "verify"]
+    from shufflectl.deploy.quantization import Quantized
+
+__all__ = ["CALIBRATION", "TIP", "Notify", "Reference", "Result", "Verification", "verify"]
 
 Notify = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
 
 TIP: Final = "see every inner tensor with --per-layer; set limits with --max-rel, --min-sqnr and --min-top1"
 """What to do about files that disagree."""
+
+CALIBRATION: Final = "calibration"
+"""The kind of images that a network was calibrated on."""
 
 _EXAMINED: Final = 2
 """Images of each kind in the comparison layer by layer."""
@@ -51,6 +59,8 @@ class Reference:
         inputs: The names of the inputs, where there may be several; None for one.
         outputs: The names of the outputs, where the files may have them in another order.
         batch: How many images the module or the original is handed at once; None for any number.
+        quantized: Returns the graph and the calibration that an int8 file was made of; None where they are
+            out of reach.
     """
 
     name: str
@@ -61,6 +71,7 @@ class Reference:
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     batch: int | None = None
+    quantized: "Callable[[Artifact], Quantized | None]" = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -238,6 +249,7 @@ def verify(
     for artifact in sorted(artifacts, key=lambda a: a.file != reference.name):
         with chosen[artifact.target].load(artifact.path, threads=options.threads) as session:
             member = Member.from_session(artifact.file, artifact.precision, session, **names)
+            member = replace(member, familiar=_familiar(artifact, reference, inputs))
             members.append(member.recorded(inputs.by_kind, progress=_telling(notify, artifact.file)))
     report = check_parity(
         members[0],
@@ -254,7 +266,10 @@ def verify(
         runtime = chosen[artifact.target]
         judged = artifact.file != report.reference
         examination = None
-        if artifact.file in suspects or artifact.precision != "fp32":
+        if artifact.precision == "int8":
+            notify(f"looking into {artifact.file}", 0, 0)
+            examination = _examine_codes(artifact, runtime, reference, inputs, options)
+        elif artifact.file in suspects or artifact.precision != "fp32":
             notify(f"looking into {artifact.file}", 0, 0)
             examination = _examine(artifact, runtime, reference, inputs, options)
         agrees = not judged or report.verdict(artifact.file)
@@ -274,6 +289,15 @@ def verify(
             )
         )
     return Verification(model, report.reference, accuracy.get(report.reference), tuple(results), report)
+
+
+def _familiar(artifact: Artifact, reference: Reference, inputs: Inputs) -> frozenset[str] | None:
+    """Return the kinds of input that an int8 file's ranges were made for; None for any other file."""
+    if artifact.precision != "int8":
+        return None
+    quantized = reference.quantized(artifact)
+    digits = quantized.calibration.source == DIGITS if quantized is not None else "real" in inputs.labels
+    return frozenset({CALIBRATION, "real"} if digits else {CALIBRATION})
 
 
 def _feeding(
@@ -302,6 +326,7 @@ class _AsItIs:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.inputs, self.outputs = session.inputs, session.outputs
+        self.integers = session.integers
         self.info = None  # what it takes is what the caller of this comparison says
         self.trace = Trace({spec.name: TensorView(spec.name) for spec in (*self.inputs, *self.outputs)})
 
@@ -328,3 +353,22 @@ def _examine(
             options.limits(artifact.precision),
             file=artifact.file,
         )
+
+
+def _examine_codes(
+    artifact: Artifact, runtime: Runtime, reference: Reference, inputs: Inputs, options: ParityOptions
+) -> Examination | None:
+    """Compare an int8 file with the graph in codes that it was made of; None where that is out of reach."""
+    quantized = reference.quantized(artifact)
+    if quantized is None:
+        return None
+    graph = quantized.reference()
+    feeds = Feeds.join([images[:_EXAMINED] for images in inputs.by_kind.values()])
+    with runtime.load(artifact.path, threads=options.threads) as session:
+        expects = None if session.info is None else session.info.expects
+        names = [str(value.name) for value in graph.inputs]
+        if any(name != captured_of(name) for name in names):  # the graph prepares its images itself
+            feeds = Feeds({name: feeds.fed(captured_of(name), expects) for name in names})
+        limits = CODE_LIMITS[artifact.target]
+        codes = CodeReference(quantized.in_codes, limits)
+        return examine(graph, session, feeds, limits.numbers, file=artifact.file, codes=codes)

@@ -1,10 +1,13 @@
-"""The bundled images: scans of handwritten digits that no bundled network was trained on.
+"""The bundled images: scans of handwritten digits.
 
-The file holds 360 of the 1,797 images that scikit-learn carries (``sklearn.datasets.load_digits``), which are
-the test part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-Repository, 1998, doi:10.24432/C50P49, CC BY 4.0. ``scripts/train_digits.py`` makes the file.
+They are of the 1,797 images that scikit-learn carries (``sklearn.datasets.load_digits``), which are the test
+part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository, 1998, doi:10.24432/C50P49, CC BY 4.0: 360 that no bundled network was trained on, and 256 of the
+others, on which networks are calibrated. ``scripts/train_digits.py`` makes the files.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -12,7 +15,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LabelledImages", "digits_test", "resize", "scans_to_rgb"]
+__all__ = ["LabelledImages", "digits_calibration", "digits_test", "resize", "scans_to_rgb"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,18 @@ def digits_test(size: int, count: int | None = None) -> LabelledImages:
     total = len(scans)
     wanted = total if count is None else min(count, total)
     chosen = np.linspace(0, total - 1, wanted).round().astype(np.intp)
+    return LabelledImages(_sized(scans[chosen], size), labels[chosen].astype(np.int64))
+
+
+def digits_calibration(size: int) -> NDArray[np.uint8]:
+    """Return bundled digits for calibration, ``[256, size, size, 3]``, uint8, RGB; none is a held-out one."""
+    with _open("digits_calibration.npz") as arrays:
+        return _sized(arrays["images"], size)
+
+
+def _sized(scans: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     # One channel is resized and then repeated: the three are equal.
-    grey = resize(scans_to_rgb(scans[chosen])[..., :1], size)
-    return LabelledImages(np.repeat(grey, 3, axis=3), labels[chosen].astype(np.int64))
+    return np.repeat(resize(scans_to_rgb(scans)[..., :1], size), 3, axis=3)
 
 
 def scans_to_rgb(scans: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -86,6 +98,12 @@ def _interpolate(array: NDArray[np.int64], axis: int, size: int) -> NDArray[np.i
 @cache
 def _scans() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the bundled scans, ``[N, 8, 8]`` in 0 to 16, and their labels, ``[N]``."""
-    file = resources.files("shufflectl.models") / "weights" / "digits_test.npz"
-    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+    with _open("digits_test.npz") as arrays:
         return arrays["images"], arrays["labels"]
+
+
+@contextmanager
+def _open(name: str) -> Iterator[Mapping[str, NDArray[np.uint8]]]:
+    file = resources.files("shufflectl.models") / "weights" / name
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        yield arrays

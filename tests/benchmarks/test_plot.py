@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from shufflectl.benchmarks.compare import paired
-from shufflectl.benchmarks.plot import check_plot, figure, write_plot
+from shufflectl.benchmarks.plot import figure, write_plot
 from shufflectl.benchmarks.results import Suite
+from shufflectl.deploy.drawing import check_plot
 from shufflectl.errors import MissingDependencyError, OutputError, UsageError
 from support.results import benchmark, hostile, suite
 

@@ -10,7 +10,9 @@ Cases, for each tensor of the rewritten graph:
 1. A pre-activation that arithmetic makes has no codes: the activation ends that arithmetic.
 2. A tensor on record stands for a captured tensor: its scale.
 3. Data movement hands on the scale of what it moves, which must be one scale.
-4. Anything else is refused: a form whose tensors stand for nothing that was observed (``masked``), or which
+4. Between layers in floating point nothing is rounded: a group of tied tensors that only such layers make
+   and read has no codes.
+5. Anything else is refused: a form whose tensors stand for nothing that was observed (``masked``), or which
    sends channels through tensors of another scale (``carry``), would round where the captured graph does not.
 
 A ReLU whose input has the same scale, with no code below 0, does nothing to codes and is left out.
@@ -24,7 +26,14 @@ import onnx_ir as ir
 from shufflectl.converters.graph import Graph, Quantization
 from shufflectl.converters.quantize.operators import weighted
 from shufflectl.converters.quantize.scales import Scale
-from shufflectl.converters.quantize.ties import is_activation_tensor, moved_inputs, only_activation, ties
+from shufflectl.converters.quantize.ties import (
+    Ties,
+    activation_bounds,
+    is_activation_tensor,
+    moved_inputs,
+    only_activation,
+    ties,
+)
 from shufflectl.errors import GraphError
 
 __all__ = ["annotated"]
@@ -47,11 +56,18 @@ def annotated(
         GraphError: A tensor has no scale, or channels of several scales.
     """
     copy = graph.clone()
-    saturated = ties(captured).saturated
+    tied = ties(captured)
+    saturated, free = tied.saturated, _free(captured, tied, floats)
     found: dict[str, Scale] = {}
+    left: set[str] = set()
     for value in [*copy.inputs, *(v for node in copy.nodes for v in node.outputs)]:
-        if is_activation_tensor(value) and not _absorbed(value):
-            found[str(value.name)] = _scale(copy, value, scales, found)
+        if not is_activation_tensor(value) or _absorbed(value):
+            continue
+        name = str(value.name)
+        if copy.record(name).origin in free or left.intersection(_moved(value)):  # case 4
+            left.add(name)
+        else:
+            found[name] = _scale(copy, value, scales, found)
     _refuse_passengers(copy)
     _drop_finished_activations(copy, found)
     fed = {str(value.name) for value in copy.inputs}
@@ -61,6 +77,31 @@ def annotated(
             copy.records[name] = type(record)("")  # it holds 0 where the captured tensor is negative
     copy.quantization = Quantization(found, _float_nodes(copy, floats))
     return copy
+
+
+def _free(captured: Graph, tied: Ties, floats: frozenset[str]) -> frozenset[str]:
+    """Return the captured tensors that only layers in floating point make and read."""
+    if not floats:
+        return frozenset()
+    held = {tied.groups[str(v.name)] for v in captured.inputs if str(v.name) in tied.groups}
+    for node in captured.nodes:
+        if moved_inputs(node):
+            continue
+        made = {str(v.name) for v in node.outputs}
+        if activation_bounds(node) is not None and node.inputs[0] is not None:
+            made.add(str(node.inputs[0].name))
+        reader = only_activation(node.outputs[0])
+        if reader is not None:
+            made.update(str(v.name) for v in reader.outputs)
+        if not made & floats:
+            names = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None]
+            held.update(tied.groups[name] for name in names if name in tied.groups)
+    return frozenset(name for name, group in tied.groups.items() if group not in held)
+
+
+def _moved(value: ir.Value) -> set[str]:
+    maker = value.producer()
+    return set() if maker is None else {str(v.name) for v in moved_inputs(maker)}
 
 
 def _float_nodes(graph: Graph, floats: frozenset[str]) -> frozenset[str]:

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Self, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.correct import shifted
 from shufflectl.converters.quantize.equalise import equalised
-from shufflectl.converters.quantize.observe import METHODS, Method
+from shufflectl.converters.quantize.recipe import METHODS, Method
 from shufflectl.converters.quantize.scales import Scale, from_range
 from shufflectl.converters.quantize.ties import Ties, ties
 from shufflectl.errors import DataError
@@ -46,8 +45,11 @@ class Calibration:
         equalise: How far channels are made equally large, 0 to 1; see `quantize.equalise`.
         magnitudes: By tensor, the largest magnitude of each channel in the captured graph; empty where
             nothing is equalised.
-        shifts: By tensor, what is added to each channel's bias in the equalised graph, see
-            `quantize.correct`; empty where biases are not corrected.
+        shifts: By tensor, what is added to each channel's bias in the equalised graph for what rounding does
+            elsewhere, see `quantize.correct`; empty where biases are not corrected.
+        own_shifts: The same, for what rounding the layer's own weights does: a layer in floating point goes
+            without.
+        floats: Tensors whose layers compute in floating point, which the shifts take into account.
     """
 
     graph: str
@@ -59,6 +61,17 @@ class Calibration:
     equalise: float = 0.0
     magnitudes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    own_shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    floats: frozenset[str] = frozenset()
+
+    def equalised(self, graph: Graph) -> Graph:
+        """Return the captured graph with equalised channels; it computes the same.
+
+        Raises:
+            DataError: The calibration is of another graph.
+        """
+        self.require(graph)
+        return equalised(graph, self.magnitudes, self.equalise) if self.magnitudes else graph
 
     def prepare(self, graph: Graph) -> Graph:
         """Return the captured graph with equalised channels and corrected biases: the graph that gets codes.
@@ -68,10 +81,11 @@ class Calibration:
         Raises:
             DataError: The calibration is of another graph.
         """
-        self.require(graph)
-        if self.magnitudes:
-            graph = equalised(graph, self.magnitudes, self.equalise)
-        return shifted(graph, self.shifts) if self.shifts else graph
+        graph = self.equalised(graph)
+        own = {name: shift for name, shift in self.own_shifts.items() if name not in self.floats}
+        for shifts in (self.shifts, own):
+            graph = shifted(graph, shifts) if shifts else graph
+        return graph
 
     def scales(self, graph: Graph) -> dict[str, Scale]:
         """Return the grid of every tensor of a prepared graph that has codes, the same one for tied tensors.
@@ -109,6 +123,18 @@ class Calibration:
             ends.append((max(low, 0.0) if name in tied.saturated else low, high))
         return min(low for low, _ in ends), max(high for _, high in ends)
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """On what it was made, and how, without the figures."""
+        return {
+            "source": self.source,
+            "images": self.images,
+            "seed": self.seed,
+            "method": self.method,
+            "equalise": self.equalise,
+            "bias_correction": bool(self.shifts),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
         return {
@@ -122,6 +148,8 @@ class Calibration:
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
             "magnitudes": {name: _figures(array) for name, array in self.magnitudes.items()},
             "shifts": {name: _figures(array) for name, array in self.shifts.items()},
+            "floats": sorted(self.floats),
+            "own_shifts": {name: _figures(array) for name, array in self.own_shifts.items()},
         }
 
     @classmethod
@@ -142,6 +170,8 @@ class Calibration:
                 float(data["equalise"]),
                 {str(name): np.asarray(values, np.float32) for name, values in data["magnitudes"].items()},
                 {str(name): np.asarray(values, np.float32) for name, values in data["shifts"].items()},
+                {str(name): np.asarray(values, np.float32) for name, values in data["own_shifts"].items()},
+                frozenset(str(name) for name in data["floats"]),
             ).sound(data["schema"])
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DataError(
@@ -158,14 +188,14 @@ class Calibration:
             raise ValueError("it is of another kind")
         if not all(math.isfinite(end) for ends in self.ranges.values() for end in ends):
             raise ValueError("a range is not finite")
-        for arrays in (self.magnitudes, self.shifts):
+        for arrays in (self.magnitudes, self.shifts, self.own_shifts):
             if not all(array.ndim == 1 and np.isfinite(array).all() for array in arrays.values()):
                 raise ValueError("figures of channels are no lists of numbers")
         return self
 
-    def save(self, path: Path) -> None:
-        """Write the calibration as a JSON file."""
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+    def to_bytes(self) -> bytes:
+        """Return the calibration as a JSON file, the same bytes for the same calibration."""
+        return (json.dumps(self.to_json(), separators=(",", ":")) + "\n").encode()
 
 
 def _figures(array: NDArray[np.float32]) -> list[float]:

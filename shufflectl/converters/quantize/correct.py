@@ -1,8 +1,8 @@
 """Takes out of the biases what rounding adds to the result of a layer on average.
 
-1. Weights that are rounded differ by some dW from what they were, and a convolution's mean result by
-   dW·E[x]: a constant for each output channel, which goes into the bias (M. Nagel et al., ICCV 2019, section
-   4.2). E[x] is the mean of each input channel as observed in floating point.
+1. Weights that are rounded differ by some dW from what they were, and a layer's mean result by that of dW on
+   the same input: a constant for each output channel, which goes into the bias (M. Nagel et al., ICCV 2019,
+   section 4.2). It is observed in floating point, borders included.
 2. What is left, the layers before it, codes that end at a ReLU, the border, is measured: the mean result of
    the graph in codes against that of the floats, on the images of the calibration. It is done in the order of
    the layers, a few at a time, because what one layer is off by reaches those behind it: all layers at once
@@ -13,13 +13,14 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.operators import hold, weighted
 from shufflectl.converters.quantize.scales import Scale, weight_codes
 
-__all__ = ["Means", "biased", "expected_shifts", "measured_shifts", "shifted"]
+__all__ = ["Means", "biased", "measured_shifts", "probe", "shifted"]
 
 Means = Callable[[Graph, list[str]], Mapping[str, NDArray[np.float64]]]
 """Returns the mean of each channel of what the named nodes' first outputs are before they are rounded. It is
@@ -49,50 +50,65 @@ def shifted(graph: Graph, shifts: Mapping[str, NDArray[np.floating]]) -> Graph:
     return copy
 
 
-def expected_shifts(
-    graph: Graph, means: Mapping[str, NDArray[np.float32]], scales: Mapping[str, Scale]
-) -> dict[str, NDArray[np.float64]]:
-    """Return what takes out the mean error of rounded weights (case 1).
+def probe(graph: Graph, scales: Mapping[str, Scale]) -> tuple[Graph, dict[str, str]]:
+    """Return the graph with every layer a second time, with what rounding adds to its weights in their place.
 
     Args:
         graph: A captured graph.
-        means: The mean of each channel of the tensors that weights multiply, as observed on this graph; what
-            is missing is left alone.
         scales: By tensor.
+
+    Returns:
+        The graph, and the tensors that the second layers make: by their names the first one's.
     """
-    found = {}
-    for node in graph.nodes:
+    copy = graph.clone()
+    made: dict[str, str] = {}
+    for node in copy.nodes:
         layer = weighted(node)
-        name = "" if layer is None else str(layer.data.name)
-        if layer is None or layer.bias is None or name not in means or name not in scales:
+        if layer is None or layer.bias is None or str(layer.data.name) not in scales:
             continue
-        codes = weight_codes(layer.weights, layer.axis, scales[name], layer.bias)
+        codes = weight_codes(layer.weights, layer.axis, scales[str(layer.data.name)], layer.bias)
         rounded = codes.codes * layer.along_rows(codes.scales.astype(np.float64))
-        others = tuple(axis for axis in range(rounded.ndim) if axis != layer.axis)
-        added = (rounded - layer.weights) * layer.along_columns(means[name].astype(np.float64))
-        found[str(node.outputs[0].name)] = -added.sum(axis=others)
-    return found
+        name = str(node.outputs[0].name)
+        tensor = ir.tensor((rounded - layer.weights).astype(np.float32), name=f"{name}::error.weight")
+        weights = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(rounded.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        copy.model.graph.register_initializer(weights)
+        output = ir.Value(
+            name=f"{name}::error", shape=node.outputs[0].shape, type=ir.TensorType(ir.DataType.FLOAT)
+        )
+        copy.model.graph.insert_after(
+            node,
+            ir.Node(
+                node.domain,
+                node.op_type,
+                [layer.data, weights],
+                node.attributes.values(),
+                outputs=[output],
+                name=str(output.name),
+            ),
+        )
+        made[str(output.name)] = name
+    return copy, made
 
 
 def measured_shifts(
-    graph: Graph,
-    shifts: Mapping[str, NDArray[np.float64]],
-    wanted: Mapping[str, NDArray[np.floating]],
-    means: Means,
+    graph: Graph, wanted: Mapping[str, NDArray[np.floating]], means: Means
 ) -> dict[str, NDArray[np.float64]]:
     """Return shifts after which the means in codes are those wanted (case 2).
 
     Args:
-        graph: A captured graph.
-        shifts: Those to begin with.
+        graph: A captured graph, in which case 1 is done.
         wanted: The mean of each channel in floating point, by tensor.
         means: Measures them in codes.
     """
-    found = dict(shifts)
+    found: dict[str, NDArray[np.float64]] = {}
     layers = [name for name in biased(graph) if name in wanted]
     for start in range(0, len(layers), _AT_ONCE):
         names = layers[start : start + _AT_ONCE]
         given = means(shifted(graph, found), names)
-        for name in names:
-            found[name] = found.get(name, 0.0) + (wanted[name].astype(np.float64) - given[name])
+        found |= {name: wanted[name].astype(np.float64) - given[name] for name in names}
     return found

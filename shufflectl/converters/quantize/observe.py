@@ -14,17 +14,15 @@ the first one found.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shufflectl.converters.quantize.recipe import Method
 from shufflectl.errors import DataError
 
-__all__ = ["METHODS", "ChannelObserver", "Method", "Observer"]
-
-Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
+__all__ = ["ChannelObserver", "Observer"]
 
 _BINS: Final = 2048
 _OUTSIDE: Final = 1e-5

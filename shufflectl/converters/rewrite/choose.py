@@ -193,10 +193,10 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
     """
     row = _TABLE.get((target, precision))
     if row is None:
-        able = [t.name for t in TARGETS.values() if precision in t.precisions]
+        holders = [t.name for t in TARGETS.values() if precision in t.precisions]
         raise UsageError(
             f"{target} files do not hold numbers as {precision}",
-            hint=f"choose from: {', '.join(TARGETS[target].precisions)}; or --target {','.join(able)}",
+            hint=f"choose from: {', '.join(TARGETS[target].precisions)}; or --target {','.join(holders)}",
         )
     if shuffle == AUTO:
         if align is None or align == row.candidate.options.align:

@@ -237,9 +237,10 @@ class Emitter:
         return compose(self.graph, located)
 
     def _held_forms(self, operand: Operand, value: ir.Value) -> Iterable[tuple[Order, Tensor]]:
-        output = self.outputs.get(value.name or "")
-        if output is not None:
-            yield self._boundary_order(operand.rank), output
+        ends = self.inputs if value.is_graph_input() else self.outputs
+        end = ends.get(value.name or "")
+        if end is not None:
+            yield self._boundary_order(operand.rank), end
         if operand.held is not None:
             order = operand.held[1].order
             if order is not None:

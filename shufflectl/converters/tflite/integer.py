@@ -115,32 +115,33 @@ class _Rewriter:
     def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], io: IO) -> dict[Tensor, Tensor]:
         given, self._file.operators = self._file.operators, []
         _hand_on(given)
-        for name, tensor in inputs.items():
+        entered = set(inputs.values())
+        for name, tensor in list(inputs.items()):
             inputs[name] = self._enter(name, tensor, io)
         for op in given:
             self._rewrite(op)
-        for name, tensor in outputs.items():
+        for name, tensor in list(outputs.items()):
             outputs[name] = self._leave(name, tensor, io)
-        return {tensor: held for tensor, held in self._codes.items() if tensor not in inputs.values()}
+        return {tensor: held for tensor, held in self._codes.items() if tensor not in entered}
 
     # The border.
 
     def _enter(self, name: str, tensor: Tensor, io: IO) -> Tensor:
         if tensor.scale is None or tensor.dtype != np.float32:
             return tensor
-        if io == "int8":
-            self._codes[tensor] = tensor
-            tensor.dtype, tensor.grid = np.dtype(np.int8), Grid.of(tensor.scale)
-            return tensor
         codes = self._file.tensor(f"{name}/codes", tensor.dims, np.int8)
         codes.scale, codes.grid = tensor.scale, Grid.of(tensor.scale)
+        self._codes[tensor] = given = codes
         if io == "uint8":
-            tensor.dtype, tensor.grid = np.dtype(np.uint8), Grid.of(tensor.scale, unsigned=True)
-        else:
-            self._floats[tensor] = tensor
-        self._append(Op.QUANTIZE, [tensor], [codes], schema.QuantizeOptionsT())
-        self._codes[tensor] = codes
-        return tensor
+            given = self._file.tensor(f"{name}/unsigned", tensor.dims, np.uint8)
+            given.grid = Grid.of(tensor.scale, unsigned=True)
+        elif io == "float":
+            self._floats[tensor] = given = tensor
+        if given is not codes:
+            self._append(Op.QUANTIZE, [given], [codes], schema.QuantizeOptionsT())
+        if given is not tensor:
+            given.name, tensor.name = tensor.name, given.name
+        return given
 
     def _leave(self, name: str, tensor: Tensor, io: IO) -> Tensor:
         if tensor.scale is None or tensor.dtype != np.float32:

@@ -72,8 +72,9 @@ class Diagnosis:
     """Why a layer diverges.
 
     Attributes:
-        cause: One of ``shape``, ``overflow``, ``nan``, ``zero``, ``activation``, ``saturation``, ``scale``,
-            ``offset``, ``layout``, ``shifted``, ``channels permuted``, ``channels zero``,
+        cause: One of ``shape``, ``zero point``, ``overflow``, ``nan``, ``zero``, ``activation``,
+            ``saturation``, ``scale``, ``offset``, ``layout``, ``shifted``, ``channels permuted``,
+            ``channels zero``,
             ``channels scaled``, ``padding``, ``bias``, ``kernel``, ``input channel``, ``operands``,
             ``image``, ``unrelated``, ``rounding``, ``unknown``.
         sentence: The cause with its evidence, without a full stop.

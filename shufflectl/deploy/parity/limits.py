@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.errors import UsageError, nearest
 
-__all__ = ["LIMITS", "Limits", "default_limits"]
+__all__ = ["ANY", "CODE_LIMITS", "LIMITS", "CodeLimits", "Limits", "default_limits"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class Limits:
         return {"max_rel": figure(self.max_rel), "sqnr_db": figure(self.sqnr), "top1": figure(self.top1)}
 
 
+ANY: Final = Limits(max_rel=math.inf, sqnr=-math.inf, top1=0.0)
+"""Limits that everything finite is within."""
+
 LIMITS: Final[Mapping[str, Limits]] = MappingProxyType(
     {
         "fp32": Limits(max_rel=1e-4, sqnr=80.0, top1=1.0),
@@ -109,3 +112,38 @@ def default_limits(precision: str) -> Limits:
             f"no parity limits are known for precision {precision!r}", hint=nearest(precision, LIMITS)
         )
     return limits
+
+
+@dataclass(frozen=True)
+class CodeLimits:
+    """How far the codes of one layer may be from those that the graph makes of what the layer read.
+
+    Attributes:
+        different: The largest share of codes that differ, 0 to 1. One or two of a small tensor always may.
+        largest: By how many steps.
+        numbers: What the numbers of layers without codes are held to, and of the outputs.
+    """
+
+    different: float
+    largest: int
+    numbers: Limits
+
+    def allow(self, different: int, elements: int, largest: int) -> bool:
+        """Whether codes are within the limits."""
+        return largest <= self.largest and different <= max(self.different * elements, 2)
+
+
+CODE_LIMITS: Final[Mapping[str, CodeLimits]] = MappingProxyType(
+    {
+        "onnx": CodeLimits(0.005, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0)),
+        "tflite": CodeLimits(0.25, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0)),
+        "coreml": CodeLimits(0.1, 1, Limits(max_rel=0.1, sqnr=25.0, top1=0.0)),
+    }
+)
+"""By target. Integer kernels round the same sum once, and ONNX Runtime's differ where it lies between two
+codes as exactly as fp32 can tell. TFLite's own kernels, from which inner tensors come, round twice: a
+product with 31 bits of a fraction, and the shift behind it. Where that is a shift by n bits, as for a small
+depthwise sum or a mean, the first rounding makes a tie of one number in 2^n, and half of those fall on the
+other side: up to one code in seven was seen (a mean whose result has nearly the scale of its input).
+XNNPACK rounds once. Core ML computes between codes in fp16, which is off by up to 2^-11 of a number: a
+sixteenth of a step at the largest codes, so that up to one code in ten does."""

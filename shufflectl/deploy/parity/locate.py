@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
+from shufflectl.deploy.parity.codes import CodeCounter, CodeReference, Codes
 from shufflectl.deploy.parity.diagnose import Case, Diagnosis, diagnose
 from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.parity.limits import Limits
@@ -55,6 +56,8 @@ class Layer:
         own: Its distance from what the captured graph makes of the file's own sources; None where the shapes
             differ or a source cannot be used.
         problem: Why a comparison is missing; empty otherwise.
+        codes: The same as ``own``, counted in codes; None for a tensor that has none.
+        flaw: What the file says of the tensor's codes and the graph does not; None where they agree.
     """
 
     tensor: str
@@ -64,11 +67,17 @@ class Layer:
     total: Comparison | None
     own: Comparison | None
     problem: str = ""
+    codes: Codes | None = None
+    flaw: Diagnosis | None = None
 
     @property
     def diverges(self) -> bool:
-        """Whether this layer itself is beyond the limits, or has another shape."""
-        return bool(self.problem and self.total is None) or (self.own is not None and not self.own)
+        """Whether this layer itself is beyond the limits, or has another shape or other codes."""
+        if self.flaw is not None or (self.problem and self.total is None):
+            return True
+        if self.codes is not None:
+            return not self.codes
+        return self.own is not None and not self.own
 
     @property
     def made_by(self) -> str:
@@ -87,6 +96,7 @@ class Layer:
             "total": None if self.total is None else self.total.to_json(),
             "own": None if self.own is None else self.own.to_json(),
             "problem": self.problem,
+            "codes": None if self.codes is None else self.codes.to_json(),
             "diverges": self.diverges,
         }
 
@@ -122,6 +132,10 @@ class Divergence:
         measured = (
             layer.problem if figures is None else f"SQNR {figures.sqnr:.1f} dB, max |Δ| {figures.max_abs:.3g}"
         )
+        if layer.codes is not None and self.kind == "jump":
+            measured = layer.codes.sentence
+        if layer.flaw is not None and (layer.codes is None or layer.codes):
+            return f"{layer.tensor} is wrong: {self.diagnosis.sentence}"
         more = (
             f"; {len(self.others)} further layers diverge: {', '.join(self.others[:3])}"
             if self.others
@@ -180,6 +194,7 @@ def examine(
     limits: Limits,
     *,
     file: str = "the file",
+    codes: CodeReference | None = None,
 ) -> Examination:
     """Compare a file with the captured graph, tensor by tensor.
 
@@ -191,6 +206,7 @@ def examine(
             logits is a single number.
         limits: What each layer's own error is held to (top-1 aside), and what the output's total error is.
         file: What messages call the file.
+        codes: Which tensors have codes, where the graph is one in Q/DQ form.
 
     Returns:
         The table and the divergence.
@@ -200,7 +216,7 @@ def examine(
         UnsupportedOperatorError: The runtime gives no inner tensors.
         DataError: Inputs are missing, or the fixed batches of graph and file differ.
     """
-    examiner = _Examiner(graph, session, inputs, limits, file)
+    examiner = _Examiner(graph, session, inputs, limits, file, codes)
     layers = examiner.layers()
     return Examination(tuple(layers), examiner.divergence(layers), examiner.blind)
 
@@ -213,7 +229,9 @@ class _Examiner:
         inputs: Mapping[str, NDArray[Any]] | Feeds,
         limits: Limits,
         file: str,
+        codes: CodeReference | None,
     ) -> None:
+        self.codes = codes
         names = [value.name or "" for value in graph.inputs]
         self.ports = Ports(session, file, names, [value.name or "" for value in graph.outputs])
         self.session = session
@@ -256,6 +274,7 @@ class _Examiner:
         problems: dict[str, str] = {}
         totals: dict[str, Accumulator] = {}
         owns: dict[str, Accumulator] = {}
+        counted: dict[str, CodeCounter] = {}
         for chunk in self._chunks(list(segments.values())):
             names = [segment.tensor for segment in chunk]
             reference = Executor(self.graph.reference(names))
@@ -280,7 +299,26 @@ class _Examiner:
                     totals.setdefault(name, Accumulator(name)).add(wanted[name], given[name])
                     if name in own:
                         owns.setdefault(name, Accumulator(name)).add(own[name], given[name])
-        return [self._layer(segment, problems, totals, owns) for segment in segments.values()]
+                        scale = None if self.codes is None else self.codes.scales.get(name)
+                        if scale is not None:
+                            counted.setdefault(name, CodeCounter(scale)).add(own[name], given[name])
+        layers = [
+            self._layer(segment, problems, totals, owns, counted.get(segment.tensor))
+            for segment in segments.values()
+        ]
+        return [*self._inputs(), *layers]
+
+    def _inputs(self) -> Iterator[Layer]:
+        """Yield the inputs whose codes stand for something else than the graph's."""
+        for name, spec, _ in self.ports.inputs:
+            flaw = self._flaw(name, [spec.name])
+            if flaw is not None:
+                yield Layer(name, spec.name, (), (), None, None, flaw=flaw)
+
+    def _flaw(self, name: str, held: Sequence[str]) -> Diagnosis | None:
+        if self.codes is None:
+            return None
+        return self.codes.flaw(name, held, self.session.integers)
 
     def _layer(
         self,
@@ -288,10 +326,12 @@ class _Examiner:
         problems: Mapping[str, str],
         totals: Mapping[str, Accumulator],
         owns: Mapping[str, Accumulator],
+        counted: CodeCounter | None,
     ) -> Layer:
         name = segment.tensor
         wrong = name in problems
         view = self.session.trace.get(name)
+        codes = None if wrong or counted is None or self.codes is None else counted.result(self.codes.limits)
         return Layer(
             tensor=name,
             held_as=name if view is None else ", ".join(view.names),
@@ -300,6 +340,8 @@ class _Examiner:
             total=None if wrong else totals[name].result(self.limits),
             own=None if wrong or name not in owns else owns[name].result(self.limits),
             problem=problems.get(name) or self._hindrance(segment, problems),
+            codes=codes,
+            flaw=self._flaw(name, [name] if view is None else view.names),
         )
 
     @staticmethod
@@ -345,12 +387,14 @@ class _Examiner:
 
     def divergence(self, layers: Sequence[Layer]) -> Divergence | None:
         """Return the first layer that diverges."""
-        wrong = [layer for layer in layers if layer.diverges] or self._outliers(layers)
+        wrong = [layer for layer in layers if layer.diverges]
+        if not wrong and self.codes is None:
+            wrong = self._outliers(layers)
         if wrong:
             first = wrong[0]
             others = tuple(layer.tensor for layer in wrong[1:])
             return Divergence("jump", first, self._diagnose(first), others)
-        for suspect in self._suspects(layers):
+        for suspect in () if self.codes is not None else self._suspects(layers):
             diagnosis = self._diagnose(suspect)
             if diagnosis.exact:
                 return Divergence("jump", suspect, diagnosis)
@@ -389,6 +433,8 @@ class _Examiner:
         return [layer for layer in noisy if _own_sqnr(layer) < edge]
 
     def _diagnose(self, layer: Layer) -> Diagnosis:
+        if layer.flaw is not None:
+            return layer.flaw
         if layer.own is None:
             return Diagnosis("shape", f"{layer.tensor}: {layer.problem}")
         segment = self.graph.segment(layer.tensor)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shufflectl.converters.trace import NCHW
 from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.parity.figures import figure
-from shufflectl.deploy.parity.limits import Limits, default_limits
+from shufflectl.deploy.parity.limits import ANY, Limits, default_limits
 from shufflectl.deploy.parity.metrics import Accumulator, Comparison
 from shufflectl.deploy.parity.ports import Ports, nhwc_shape
 from shufflectl.deploy.runtimes.base import Session
@@ -42,12 +42,21 @@ class Member:
         run: Images ``[N, C, H, W]`` (fp32, already preprocessed), or `Feeds` of several inputs, to the
             outputs, in the model's order, each with the images along its first axis and images as NCHW.
         foreign: Whether outputs of rank 4 may come as NHWC, since the file does not say.
+        familiar: Kinds of input that lie in the ranges that its codes were made for; on others it need not be
+            near members in floating point. None for all kinds.
     """
 
     name: str
     precision: str
     run: Callable[[Images], Outputs]
     foreign: bool = False
+    familiar: frozenset[str] | None = None
+
+    def comparable(self, other: "Member", kind: str) -> bool:
+        """Whether two members must be near each other on a kind of input."""
+        if self.familiar == other.familiar:
+            return True
+        return all(member.familiar is None or kind in member.familiar for member in (self, other))
 
     @classmethod
     def from_session(
@@ -318,6 +327,9 @@ def check_parity(
         batch: Images handed to each member at once.
         progress: Called with the images done and in all, counted once for each member.
 
+    A member in codes is not compared with one in floating point on inputs that its ranges were not made for;
+    where there are no others, it is, without limits.
+
     Raises:
         UsageError: Two members have one name.
         DataError: There are no images, or labels do not fit them.
@@ -362,7 +374,14 @@ def check_parity(
                     gathered.setdefault(key, Accumulator(what)).add(expected, actual)
 
     rows = []
+    told = {(a, b) for a, b, kind, _ in gathered if members[a].comparable(members[b], kind)}
     for (first, second, kind, output), accumulator in gathered.items():
+        if not members[first].comparable(members[second], kind):
+            if (first, second) not in told:  # figures without a verdict are better than none
+                rows.append(
+                    Row(members[first].name, members[second].name, kind, output, accumulator.result(ANY))
+                )
+            continue
         allowed = limits(members[second].precision)
         # A reference in half precision has rounding errors of its own, which a file in fp32 does not share.
         if first or (members[0].precision == "fp16" and members[second].precision == "fp32"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.trace import NHWC, TensorView, captured_of, pixels_of
 from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.runtimes.base import Arrays, Session, TensorSpec
@@ -19,6 +20,9 @@ from shufflectl.models.preprocess import PIXELS, Preprocess
 __all__ = ["Ports", "nhwc_shape"]
 
 _IMAGE_RANK = 4
+_CODES = (np.dtype(np.int8), np.dtype(np.uint8))
+_THEMSELVES = Scale(1.0, -128)
+"""The grid of unsigned integers that stand for themselves."""
 
 
 def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -52,7 +56,7 @@ class Ports:
         self.outputs = self._match(session.outputs, outputs, "output")
         for _, spec, _ in self.inputs:
             is_pixels = spec.dtype == np.uint8 and len(spec.shape) == _IMAGE_RANK
-            if not np.issubdtype(spec.dtype, np.floating) and not is_pixels:
+            if not np.issubdtype(spec.dtype, np.floating) and not is_pixels and not self._grid(spec):
                 raise ArtifactError(
                     f"{file} takes {spec.dtype} at its input {spec.name!r}, not floating point or pixels",
                     hint="compare files that take images as floating point or as uint8",
@@ -60,8 +64,8 @@ class Ports:
 
     @property
     def takes_bytes(self) -> bool:
-        """Whether an image goes in as 8-bit integers."""
-        return any(spec.dtype == np.uint8 for _, spec, _ in self.inputs)
+        """Whether an image goes in as 8-bit pixels."""
+        return any(spec.dtype == np.uint8 and not self._grid(spec) for _, spec, _ in self.inputs)
 
     @property
     def foreign(self) -> bool:
@@ -78,12 +82,12 @@ class Ports:
     def expects(self, spec: TensorSpec) -> Preprocess | None:
         """Return how an input wants its images; None where the file does not say.
 
-        A file that says nothing and takes 8-bit integers takes pixels.
+        A file that says nothing and takes 8-bit integers takes pixels, unless they are codes of something.
         """
         info = self.session.info
         if info is not None:
             return info.expects
-        return PIXELS if spec.dtype == np.uint8 else None
+        return PIXELS if spec.dtype == np.uint8 and not self._grid(spec) else None
 
     def run(
         self, images: Feeds | Mapping[str, NDArray[Any]], taps: Sequence[str] = ()
@@ -111,8 +115,12 @@ class Ports:
             logical = images.fed(name, self.expects(spec)) if isinstance(images, Feeds) else images[name]
             held = view or self._guess(spec, logical.shape)
             # An fp16 input may overflow, pixels may not be what is given: that shows in the outputs.
+            grid = self._grid(spec)
             with np.errstate(over="ignore", invalid="ignore"):
-                feeds[spec.name] = self.view_to_file(held, logical).astype(spec.dtype, copy=False)
+                array = self.view_to_file(held, logical)
+                feeds[spec.name] = (
+                    array.astype(spec.dtype, copy=False) if grid is None else _codes(grid, array, spec.dtype)
+                )
             if not _fits(spec.shape, feeds[spec.name].shape):
                 shape = [*spec.shape[:1], *feeds[spec.name].shape[1:]]
                 raise DataError(
@@ -123,9 +131,24 @@ class Ports:
         results = self.session.run(feeds, taps)
         outputs = {}
         for name, spec, view in self.outputs:
-            array = results[spec.name]
+            array = self._numbers(spec.name, results[spec.name])
             outputs[name] = array if view is None else self.collect(name, view, {view.name: array})
-        return outputs, {tap: results[tap] for tap in taps}
+        return outputs, {tap: self._numbers(tap, results[tap]) for tap in taps}
+
+    def _grid(self, spec: TensorSpec) -> Scale | None:
+        """Return what the codes of an input stand for; None for floats, and for pixels as they are."""
+        if spec.dtype not in _CODES:
+            return None
+        grid = self.session.integers.grids.get(spec.name)
+        return None if grid is None or (spec.dtype == np.uint8 and grid == _THEMSELVES) else grid
+
+    def _numbers(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers that codes stand for; anything else as it is."""
+        grid = self.session.integers.grids.get(name)
+        if grid is None or array.dtype not in _CODES:
+            return array
+        shift = 128 if array.dtype == np.uint8 else 0
+        return grid.values((array.astype(np.int16) - shift).astype(np.int8))
 
     def view_to_file(self, view: TensorView, logical: NDArray[Any]) -> NDArray[Any]:
         """Return a logical array as the file holds it; a view that does not fit it is an `ArtifactError`."""
@@ -201,6 +224,11 @@ class Ports:
                 hint="check the model's input size",
             )
         return TensorView(spec.name, NHWC if turned else None)
+
+
+def _codes(grid: Scale, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    codes = grid.codes(array.astype(np.float32)).astype(np.int16)
+    return (codes + (128 if dtype == np.uint8 else 0)).astype(dtype)
 
 
 def _text(shape: Sequence[int | None]) -> str:

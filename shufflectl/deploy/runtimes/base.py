@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,10 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.trace import Trace
 from shufflectl.errors import DataError
 
-__all__ = ["Arrays", "Availability", "Runtime", "Session", "TensorSpec", "check_inputs"]
+__all__ = [
+    "Arrays",
+    "Availability",
+    "Integers",
+    "Runtime",
+    "Session",
+    "TensorSpec",
+    "bias_flaw",
+    "check_inputs",
+]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -50,6 +60,36 @@ class Availability:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class Integers:
+    """What the integers in a file stand for, as the file says.
+
+    Attributes:
+        grids: Of tensors that are held in eight bits, or rounded to them, by name; as of int8 codes.
+        flaws: Layers whose parameters contradict one another, by the tensor that they make, a sentence each.
+    """
+
+    grids: Mapping[str, Scale] = field(default_factory=dict)
+    flaws: Mapping[str, str] = field(default_factory=dict)
+
+
+def bias_flaw(source: Scale, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+    """Return what is wrong with the scales of a bias; empty where they are the input's times the weights'.
+
+    The bias is added to products of codes, so no other scale makes sense; runtimes take it for granted.
+    """
+    expected = np.float64(source.scale) * weights.astype(np.float64)
+    given = np.broadcast_to(bias.astype(np.float64), expected.shape)
+    wrong = np.abs(given - expected) > 1e-5 * np.abs(expected)
+    if not wrong.any():
+        return ""
+    row = int(np.flatnonzero(wrong)[0])
+    return (
+        f"the bias of {np.count_nonzero(wrong)} of {wrong.size} channels has another scale than its "
+        f"products: channel {row} has {given[row]:.6g}, and input times weights is {expected[row]:.6g}"
+    )
+
+
 class Session(Protocol):
     """A loaded artifact. Names, axis order and types are the file's own."""
 
@@ -68,6 +108,10 @@ class Session(Protocol):
     @property
     def trace(self) -> Trace:
         """Where the captured graph's tensors are; empty for a file that shufflectl did not write."""
+
+    @property
+    def integers(self) -> "Integers":
+        """What the file's codes of eight bits stand for."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
         """Execute the model once.

@@ -71,6 +71,7 @@ class CoreMLSession:
         self.outputs = interface.outputs
         self.info = interface.info
         self.trace = interface.trace
+        self.integers = interface.integers
         self._artifact = artifact
         self._pictures = interface.pictures
         toolkit = load()

@@ -119,6 +119,7 @@ class _Session:
         self.outputs = tuple(_spec(d) for d in self._fast.outputs)
         self.info = file.info
         self.trace = file.trace
+        self.integers = file.integers
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
         check_inputs(self.inputs, inputs)

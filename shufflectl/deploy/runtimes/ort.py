@@ -18,6 +18,7 @@ import importlib.metadata
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,15 @@ from onnx import external_data_helper
 
 from shufflectl.deploy.files import EXPORT_AGAIN, own_metadata, read_file
 from shufflectl.deploy.onnx_weights import external_files, graphs, stored_tensors
-from shufflectl.deploy.runtimes.base import Arrays, Availability, Session, TensorSpec, check_inputs
+from shufflectl.deploy.runtimes.base import (
+    Arrays,
+    Availability,
+    Integers,
+    Session,
+    TensorSpec,
+    check_inputs,
+)
+from shufflectl.deploy.runtimes.onnx_integers import onnx_integers
 from shufflectl.errors import ArtifactError, UnsupportedOperatorError
 
 __all__ = ["OnnxRuntime", "block_size", "optimised_graph"]
@@ -168,6 +177,11 @@ class _OrtSession:
         self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
         self.info = file.info
         self.trace = file.trace
+
+    @cached_property
+    def integers(self) -> Integers:
+        """What the file's codes stand for."""
+        return onnx_integers(self._file.proto)
 
     def _build(self, data: bytes, *, optimise: bool) -> Any:
         return _build(self._file, data, self._threads, optimise=optimise)

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shufflectl.converters.metadata import ModelInfo
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.trace import Trace
 from shufflectl.deploy.files import EXPORT_AGAIN, own_metadata, read_file
+from shufflectl.deploy.runtimes.base import Integers, bias_flaw
 from shufflectl.errors import ArtifactError
 
 __all__ = ["TfliteFile", "read"]
@@ -150,6 +153,7 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
 _HALF_BYTE: Final = (17, 20)  # INT4 and UINT4
 _CUSTOM: Final = 32
 _DEQUANTIZE: Final = 6
+_QUANTIZE: Final = 114
 _WEIGHTED: Final = {3: (4, 0), 4: (4, 3), 9: (2, 0)}
 """CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED: the rank of the weights and their axis of output channels."""
 
@@ -246,6 +250,7 @@ class TfliteFile:
         info: What it says about itself; None for a file that shufflectl did not write.
         trace: Where the captured graph's tensors are; empty for a file that shufflectl did not write.
         custom: Names of custom operators in it.
+        integers: What its codes stand for.
     """
 
     path: Path
@@ -253,6 +258,7 @@ class TfliteFile:
     info: ModelInfo | None
     trace: Trace
     custom: tuple[str, ...]
+    integers: Integers
 
 
 def read(path: Path) -> TfliteFile:
@@ -275,7 +281,48 @@ def read(path: Path) -> TfliteFile:
         raise ArtifactError(f"{path} cannot be used: {e}", hint=hint) from e
     info, trace = own_metadata(_notes(data, model), path)
     custom = tuple(c.get("custom_code", "?") for c in model["operator_codes"] if _code(c) == _CUSTOM)
-    return TfliteFile(path, data, info, trace, custom)
+    return TfliteFile(path, data, info, trace, custom, _integers(model))
+
+
+def _integers(model: Mapping[str, Any]) -> Integers:
+    """Return the grid of every tensor of codes, and the layers whose bias has a scale that contradicts it."""
+    graph = model["subgraphs"][0]
+    tensors = graph["tensors"]
+    grids = {str(tensor.get("name", "")): grid for tensor in tensors if (grid := _grid(tensor)) is not None}
+    flaws: dict[str, str] = {}
+    for op in graph.get("operators", ()):
+        inputs = [int(t) for t in op.get("inputs", ())]
+        code = _code(model["operator_codes"][op.get("opcode", 0)])
+        if code in (_QUANTIZE, _DEQUANTIZE):  # the floats are on the grid of the codes
+            ends = [tensors[inputs[0]], tensors[int(op["outputs"][0])]]
+            for numbers, codes in (ends, ends[::-1]):
+                if (grid := _grid(codes)) is not None and _DTYPES.get(numbers.get("type", 0)) == np.float32:
+                    grids.setdefault(str(numbers.get("name", "")), grid)
+        if code not in _WEIGHTED or len(inputs) < 3:
+            continue
+        if inputs[2] < 0 or (source := _grid(tensors[inputs[0]])) is None:
+            continue
+        weights, bias = (_scales(tensors[t]) for t in inputs[1:3])
+        flaw = bias_flaw(source, weights, bias) if weights.size and bias.size else ""
+        if flaw:
+            flaws[str(tensors[int(op["outputs"][0])].get("name", ""))] = flaw
+    return Integers(grids, flaws)
+
+
+def _scales(tensor: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return the scales of a tensor; none where it has none."""
+    given = tensor.get("quantization", {}).get("scale")
+    scales: NDArray[np.float32] = np.zeros(0, np.float32) if given is None else given.view("<f4")
+    return scales
+
+
+def _grid(tensor: Mapping[str, Any]) -> Scale | None:
+    """Return the one scale of a tensor of codes, as of int8; None where it has none."""
+    scales, zeros = _scales(tensor), tensor.get("quantization", {}).get("zero_point", ())
+    kind = _DTYPES.get(tensor.get("type", 0))
+    if len(scales) != 1 or len(zeros) != 1 or kind not in (np.int8, np.uint8):
+        return None
+    return Scale(float(scales[0]), int(zeros[0]) - (128 if kind == np.uint8 else 0))
 
 
 def _checked(data: bytes) -> dict[str, Any]:
@@ -406,6 +453,7 @@ def _check_tensor(buffer: Mapping[str, Any], tensor: Mapping[str, Any]) -> bool:
     if any(d < 0 for d in shape) or (signature is not None and len(signature) not in (0, len(shape))):
         raise _DamagedError(f"tensor {name!r} has an impossible shape")
     kind = tensor.get("type", 0)
+    _check_quantization(tensor, shape)
     elements = math.prod(shape)
     width = _DTYPES[kind].itemsize if kind in _DTYPES else 1
     if elements * width > _MAX_TENSOR:
@@ -419,6 +467,22 @@ def _check_tensor(buffer: Mapping[str, Any], tensor: Mapping[str, Any]) -> bool:
             f"tensor {name!r} has {have} bytes of data, and its shape {shape} asks for {want}"
         )
     return True
+
+
+def _check_quantization(tensor: Mapping[str, Any], shape: list[int]) -> None:
+    """Check that scales and zero points fit each other and the tensor: runtimes index one by the other."""
+    scales, zeros = _scales(tensor), tensor.get("quantization", {}).get("zero_point", ())
+    if not len(scales) and not len(zeros):
+        return
+    name = tensor.get("name", "")
+    axis = tensor["quantization"].get("dimension", 0)
+    fits = len(scales) == 1 or (0 <= axis < len(shape) and len(scales) == shape[axis])
+    if len(scales) != len(zeros) or not fits:
+        raise _DamagedError(
+            f"tensor {name!r} of shape {shape} has {len(scales)} scales and {len(zeros)} zero points"
+        )
+    if not np.isfinite(scales).all() or (scales <= 0).any():
+        raise _DamagedError(f"tensor {name!r} has a scale that is no positive number")
 
 
 def _notes(data: bytes, model: Mapping[str, Any]) -> dict[str, bytes]:

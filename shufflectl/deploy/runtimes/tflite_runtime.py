@@ -178,6 +178,7 @@ class _Session:
         )
         self.info = file.info
         self.trace = file.trace
+        self.integers = file.integers
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:

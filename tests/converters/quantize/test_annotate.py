@@ -8,8 +8,9 @@ from converters.quantize.nets import images, runner, session
 from converters.rewrite.nets import captured
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.annotate import annotated
-from shufflectl.converters.quantize.calibrate import Recipe, calibrate
+from shufflectl.converters.quantize.calibrate import calibrate
 from shufflectl.converters.quantize.qdq import ActivationType, with_qdq
+from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.converters.rewrite.lowering import Options, apply
 from shufflectl.errors import GraphError
 from shufflectl.models.shufflenet_v1 import ShuffleNetV1

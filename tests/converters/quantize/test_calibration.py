@@ -9,9 +9,10 @@ import pytest
 from converters.quantize.nets import images, runner, session, tensors
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.annotate import annotated
-from shufflectl.converters.quantize.calibrate import Recipe, calibrate
+from shufflectl.converters.quantize.calibrate import calibrate
 from shufflectl.converters.quantize.calibration import Calibration
 from shufflectl.converters.quantize.qdq import with_qdq
+from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.errors import DataError, UsageError
 from support.nets import tiny_graph
 

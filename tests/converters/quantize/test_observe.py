@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from shufflectl.converters.quantize.observe import METHODS, ChannelObserver, Method, Observer
+from shufflectl.converters.quantize.observe import ChannelObserver, Observer
+from shufflectl.converters.quantize.recipe import METHODS, Method
 from shufflectl.errors import DataError
 
 

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.trace import TensorView, Trace
-from shufflectl.deploy.runtimes.base import Arrays, TensorSpec
+from shufflectl.deploy.runtimes.base import Arrays, Integers, TensorSpec
 from shufflectl.models.preprocess import DIGITS
 from support.graphs import graph_from_text
 
@@ -78,6 +78,7 @@ class FakeSession:
     before: Callable[[NDArray[Any]], NDArray[Any]] = lambda x: x
     batches: list[int] = field(default_factory=list)
     views: dict[str, TensorView] = field(default_factory=dict)
+    integers: Integers = field(default_factory=Integers)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
         held = inputs[self.inputs[0].name]

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shufflectl.converters.quantize.scales import Scale
 from shufflectl.deploy.files import own_metadata
-from shufflectl.deploy.runtimes.base import Arrays, TensorSpec, check_inputs
+from shufflectl.deploy.runtimes.base import Arrays, Integers, TensorSpec, check_inputs
 from shufflectl.deploy.runtimes.coreml_reference.operation import (
     MAX_LIVE,
     NAME,
@@ -109,6 +110,7 @@ class CoreMLReferenceSession:
         if {s.name for s in self.outputs} != set(program.outputs):
             raise ArtifactError(f"{artifact} declares other outputs than its program has", hint=_REMEDY)
         self.info, self.trace = own_metadata(spec.description.metadata.userDefined, artifact)
+        self.integers = Integers(_grids(program.operations))
 
     def run(self, inputs: Mapping[str, NDArray[Any]], taps: Sequence[str] = ()) -> Arrays:
         """Execute the program once; see `Session.run`."""
@@ -235,6 +237,25 @@ def _plan(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[_Ste
         release = tuple(sorted(name for name in names if last[name] == index and name not in keep))
         steps.append(_Step(operation, compute, tuple(arguments), operation.outputs, rounds, release))
     return tuple(steps)
+
+
+def _grids(operations: Sequence[Operation]) -> dict[str, Scale]:
+    """Return the grid of every tensor that is made codes of one scale, or made of such."""
+    found = {}
+    for op in operations:
+        if op.type not in ("quantize", "dequantize") or not op.outputs:
+            continue
+        scale = op.constant("scale")
+        zero = op.constant("zero_point") if "zero_point" in op.inputs else np.zeros((), np.int8)
+        if scale.size == 1 and zero.size == 1 and zero.dtype in (np.int8, np.uint8):
+            shift = 128 if zero.dtype == np.uint8 else 0
+            grid = Scale(float(scale.reshape(())), int(zero.reshape(())) - shift)
+            given = op.inputs["input"][0]
+            if op.type == "dequantize":
+                found[op.name] = grid
+            elif isinstance(given, str):
+                found.setdefault(given, grid)
+    return found
 
 
 def _is_image(feature: Any) -> bool:
