@@ -241,20 +241,22 @@ def _plan(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[_Ste
 
 def _grids(operations: Sequence[Operation]) -> dict[str, Scale]:
     """Return the grid of every tensor that is made codes of one scale, or made of such."""
-    found = {}
+    kinds = {out.name: out.kind for op in operations for out in op.outputs}
+    found: dict[str, Scale] = {}
     for op in operations:
         if op.type not in ("quantize", "dequantize") or not op.outputs:
             continue
-        scale = op.constant("scale")
-        zero = op.constant("zero_point") if "zero_point" in op.inputs else np.zeros((), np.int8)
-        if scale.size == 1 and zero.size == 1 and zero.dtype in (np.int8, np.uint8):
-            shift = 128 if zero.dtype == np.uint8 else 0
-            grid = Scale(float(scale.reshape(())), int(zero.reshape(())) - shift)
-            given = op.inputs["input"][0]
-            if op.type == "dequantize":
-                found[op.name] = grid
-            elif isinstance(given, str):
-                found.setdefault(given, grid)
+        scale, given = op.constant("scale"), op.inputs["input"][0]
+        codes = op.name if op.type == "quantize" else given
+        kind = kinds.get(codes) if isinstance(codes, str) else None
+        zero = int(op.constant("zero_point").reshape(-1)[0]) if "zero_point" in op.inputs else 0
+        if scale.size != 1 or kind not in ("INT8", "UINT8"):
+            continue
+        grid = Scale(float(scale.reshape(())), zero - (128 if kind == "UINT8" else 0))
+        if op.type == "dequantize":
+            found[op.name] = grid
+        elif isinstance(given, str):
+            found.setdefault(given, grid)
     return found
 
 
