@@ -77,9 +77,9 @@ LIMITS: Final[Mapping[str, Limits]] = MappingProxyType(
         "fp32": Limits(max_rel=1e-4, sqnr=80.0, top1=1.0),
         "fp16": Limits(max_rel=2e-2, sqnr=40.0, top1=0.99),
         "int8": Limits(max_rel=0.25, sqnr=20.0, top1=0.95),
-        "int8-weights": Limits(max_rel=0.1, sqnr=28.0, top1=0.97),
-        "int8-dynamic": Limits(max_rel=0.25, sqnr=20.0, top1=0.95),
-        "palette8": Limits(max_rel=0.1, sqnr=28.0, top1=0.97),
+        "int8-weights": Limits(max_rel=0.2, sqnr=22.0, top1=0.95),
+        "int8-dynamic": Limits(max_rel=0.25, sqnr=18.0, top1=0.95),
+        "palette8": Limits(max_rel=0.2, sqnr=24.0, top1=0.95),
         "palette6": Limits(max_rel=0.25, sqnr=16.0, top1=0.9),
         "palette4": Limits(max_rel=0.7, sqnr=4.0, top1=0.6),
     }
@@ -97,6 +97,10 @@ power over the layers: fifty layers give 4.9e-4 / sqrt(3) * sqrt(2 * 50), about 
 ML's fp16 was measured at 67 dB. 40 dB (one percent) leaves a factor of three for deeper networks; the largest
 single error of a thousand logits is about three times the typical one and is measured against the largest
 magnitude, hence 2e-2. One image in a hundred may change its class beyond a tie.
+
+Integers: how near codes come depends on the network. These limits only tell a network that still works from
+one that does not, as the bundled ones do by 3 dB and more; what finds a defect in an int8 file is the
+comparison in codes, `CODE_LIMITS`.
 """
 
 
