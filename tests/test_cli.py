@@ -28,6 +28,7 @@ def test_the_commands_are_those_of_the_readme() -> None:
         "evaluate",
         "inspect",
         "explain",
+        "sensitivity",
         "identify",
         "bench",
         "compare",

@@ -114,6 +114,8 @@ def settle(
 def _own_shifts(run: Run, graph: Graph, scales: Mapping[str, Scale]) -> dict[str, NDArray[np.float32]]:
     """Return what takes out the mean error of each layer's own rounded weights."""
     twice, made = probe(graph, scales)
+    if not made:
+        return {}
     errors = ChannelObserver()
     for tensors in run(twice, list(made)):
         errors.look(tensors)
