@@ -130,7 +130,8 @@ def _means(
     run: Run, scales: Mapping[str, Scale], floats: frozenset[str], graph: Graph, names: list[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Return the mean of each channel of tensors in codes, before they are rounded themselves."""
-    rounded = with_qdq(annotated(graph, graph, scales, floats))
+    plain = Graph(graph.model)  # scales are by its own tensors, not by those that they may stand for
+    rounded = with_qdq(annotated(plain, plain, scales, floats))
     made = {str(value.name) for node in rounded.nodes for value in node.outputs}
     held = {float_name(name) if float_name(name) in made else name: name for name in names}
     channels = ChannelObserver()

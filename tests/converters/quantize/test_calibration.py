@@ -8,12 +8,14 @@ import pytest
 
 from converters.quantize.nets import images, runner, session, tensors
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.pixels import fold_preprocess, take_bytes
 from shufflectl.converters.quantize.annotate import annotated
 from shufflectl.converters.quantize.calibrate import calibrate
 from shufflectl.converters.quantize.calibration import Calibration
 from shufflectl.converters.quantize.qdq import with_qdq
 from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.errors import DataError, UsageError
+from shufflectl.models.preprocess import IMAGENET
 from support.nets import tiny_graph
 
 
@@ -41,6 +43,18 @@ def test_equalised_and_corrected_codes_are_nearer_than_plain_ones(calibration: C
     plain = sqnr(tiny_graph(), calibrated(tiny_graph(), Recipe(equalise=0, correct_bias=False)))
     assert plain > 25
     assert sqnr(tiny_graph(), calibration) > plain + 0.5
+
+
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["floats", "bytes"])
+def test_a_graph_that_takes_pixels_is_corrected_by_its_own_tensors(as_bytes: bool) -> None:
+    graph, _ = fold_preprocess(tiny_graph(), IMAGENET)
+    pixels = [np.clip(128 + 64 * image, 0, 255).round() for image in images(graph, 8)]
+    if as_bytes:
+        graph, pixels = take_bytes(graph), [image.astype(np.uint8) for image in pixels]
+    found = calibrate(graph, runner(pixels), Recipe(), source="noise", images=8, seed=0)
+    prepared = found.prepare(graph)
+    assert found.shifts
+    assert set(found.shifts) <= {str(value.name) for node in prepared.nodes for value in node.outputs}
 
 
 def test_it_survives_being_written_down(calibration: Calibration) -> None:
