@@ -134,7 +134,7 @@ def tune(
             stack.enter_context(redirect_stdout(sys.stderr))
         subject = open_subject(request, notify)
         request = fix_layout(request, subject)
-        forms = Forms(request, subject, emit, folder)
+        forms = Forms(request, subject, emit, folder, notify)
         found = forms.enumerate(_layouts(target, request), notify)
         config = Config(
             options.accelerator,
@@ -156,7 +156,7 @@ def tune(
             races.append(_race(track, replace(config, threads=threads), options.limits, later))
         return TuneResult(
             subject.info,
-            source_of(request, subject),
+            source_of(request, subject, forms.calibration),
             target,
             precision,
             place.target,
@@ -168,6 +168,7 @@ def tune(
             options.budget_s,
             time.monotonic() - begun,
             (*subject.notes, *forms.notes),
+            None if forms.codes is None else forms.codes.data,
         )
 
 

@@ -1,7 +1,7 @@
 """What a tuning found, and its JSON (``shufflectl.tuning/1``)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import shufflectl
@@ -145,6 +145,7 @@ class TuneResult:
         budget_s: Seconds that it was given.
         elapsed_s: Seconds that it took.
         notes: What the user should know, a sentence each.
+        calibration: The calibration of int8 files, as a file; None for others.
     """
 
     model: ModelInfo
@@ -160,6 +161,7 @@ class TuneResult:
     budget_s: float
     elapsed_s: float
     notes: tuple[str, ...] = ()
+    calibration: bytes | None = field(default=None, repr=False)
 
     def to_json(self) -> JSON:
         """Return the document of ``schemas/tuning-1.schema.json``."""

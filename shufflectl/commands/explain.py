@@ -13,6 +13,7 @@ EXAMPLES = (
     "shufflectl explain model.onnx --target tflite --json",
     "shufflectl explain shufflenet_v1_g3_x1_0 --target onnx --shuffle fold --align 8",
     "shufflectl explain shufflenet_v2_x0_5 --all-forms",
+    "shufflectl explain shufflenet_v2_x0_5 --precision int8 --all-forms",
     "shufflectl explain detector.model:build --arg classes=3 --input image=1x3x320x320",
 )
 
@@ -33,7 +34,9 @@ def explain(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="fp32 or fp16; repeatable, or separated by commas."),
+        typer.Option(
+            metavar="NAME", help="fp32, fp16, int8 ... as of export; repeatable, or separated by commas."
+        ),
     ] = None,
     weights: Weights = None,
     arg: Arguments = None,

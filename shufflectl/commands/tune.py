@@ -6,8 +6,14 @@ from typing import Annotated
 import typer
 
 from shufflectl.commands.options import (
+    INTEGERS,
     OUTPUT,
     Arguments,
+    BiasCorrection,
+    Calibration,
+    CalibrationImages,
+    CalibrationMethod,
+    Equalise,
     Features,
     FoldPreprocess,
     Inputs,
@@ -19,6 +25,7 @@ from shufflectl.commands.options import (
     Seed,
     Verbose,
     Weights,
+    calibration_options,
     complete_model,
 )
 
@@ -29,6 +36,7 @@ EXAMPLES = (
     "shufflectl tune model.onnx --target tflite --threads 1,2 --budget 10m",
     "shufflectl tune shufflenet_v2_x1_0 --target tflite --device android --runner litert",
     "shufflectl tune shufflenet_v2_x1_0 --target tflite --fold-preprocess --input-type uint8",
+    "shufflectl tune shufflenet_v2_x1_0 --target tflite --precision int8 --calibration digits",
 )
 
 
@@ -46,7 +54,12 @@ def tune(
     weights: Weights = None,
     arg: Arguments = None,
     input_: Inputs = None,
-    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="fp32, fp16, int8 (with --calibration), or another that export has."
+        ),
+    ] = "fp32",
     device: Annotated[
         str,
         typer.Option(
@@ -82,6 +95,27 @@ def tune(
         str, typer.Option(metavar="TIME", help="Time for everything, as 90s, 3m or 1h.")
     ] = "3m",
     seed: Seed = 0,
+    calibration: Calibration = None,
+    calibration_images: CalibrationImages = 128,
+    calibration_method: CalibrationMethod = "minmax",
+    equalise: Equalise = 0.5,
+    bias_correction: BiasCorrection = True,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Layers that compute in floating point in int8 files; repeatable, or separated by commas.",
+            rich_help_panel=INTEGERS,
+        ),
+    ] = None,
+    io: Annotated[
+        str,
+        typer.Option(
+            metavar="float|int8|uint8",
+            help="What int8 TFLite files take and give: floats, or codes.",
+            rich_help_panel=INTEGERS,
+        ),
+    ] = "float",
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where the choice and the evidence go.")
     ] = Path("tuning.json"),
@@ -120,6 +154,16 @@ def tune(
         input_type=input_type,
         batch=batch,
         layout=layout,
+        calibration=calibration_options(
+            calibration,
+            calibration_images,
+            seed,
+            calibration_method,
+            equalise,
+            correct_bias=bias_correction,
+        ),
+        keep_float=keep_float or (),
+        io=io,
         verbose=OUTPUT.verbose,
         parity=ParityOptions(images=4, random_images=4, runtime_python=runtime_python),
     )
@@ -138,4 +182,8 @@ def tune(
         found = run_tune(request, options, notify)
     document = found.to_json()
     write_file(out, json.dumps(document, indent=2, allow_nan=False).encode() + b"\n")
-    tuned(OUTPUT, found, document, out)
+    calibrated = None
+    if found.calibration is not None:
+        calibrated = out.with_name(f"{out.stem}-calibration.json")
+        write_file(calibrated, found.calibration)
+    tuned(OUTPUT, found, document, out, calibrated)

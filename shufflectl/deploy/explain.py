@@ -17,6 +17,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.choose import (
     AUTO,
     NATIVE,
+    NO_CODES,
     Candidate,
     Choice,
     candidates,
@@ -520,7 +521,8 @@ def _subject(opened: _Opened) -> Subject:
 def _all_forms(
     forms: _Forms, pairs: Sequence[tuple[str, str]], frozen: str, notify: "Notify"
 ) -> tuple[FormResult, ...]:
-    wanted: dict[Candidate, list[str]] = {Candidate(name): [] for name in LOWERINGS}
+    left_out = NO_CODES if all(precision == "int8" for _, precision in pairs) else {}
+    wanted: dict[Candidate, list[str]] = {Candidate(name): [] for name in LOWERINGS if name not in left_out}
     for target, precision in pairs:
         for candidate in candidates(target, precision):
             found = wanted.setdefault(candidate, [])

@@ -3,7 +3,6 @@
 A manifest says what they are.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, redirect_stdout
@@ -14,23 +13,23 @@ from typing import Any
 
 from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.metadata import ModelInfo, QuantizationRecord
+from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.quantize.calibration import Calibration
 from shufflectl.converters.rewrite.choose import NATIVE, Candidate, Choice, lower, settle
 from shufflectl.converters.targets import TARGETS, EmitOptions
 from shufflectl.converters.worker import EmitterProcess
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.artifacts import Artifact
+from shufflectl.deploy.codes import calibrated
 from shufflectl.deploy.factory_model import open_factory
 from shufflectl.deploy.images import Inputs, gather
 from shufflectl.deploy.manifest import MANIFEST, ArtifactRecord, Manifest, merge_into
 from shufflectl.deploy.onnx_model import UNPREPARED, is_file, open_model, reading
 from shufflectl.deploy.options import ExportRequest
-from shufflectl.deploy.parity.feeds import Feeds
-from shufflectl.deploy.pixels import Given, give_pixels, prepared
+from shufflectl.deploy.pixels import give_pixels, prepared
 from shufflectl.deploy.publish import Staging
-from shufflectl.deploy.quantization import Quantized, find_layers
-from shufflectl.deploy.tuning import Source
+from shufflectl.deploy.quantization import Quantized
+from shufflectl.deploy.tuning import Source, Tuning
 from shufflectl.deploy.verify import CALIBRATION, Notify, Reference, Result, Verification, verify
 from shufflectl.errors import UsageError
 from shufflectl.models import LoadedModel, dense, load
@@ -92,16 +91,20 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                 stack.enter_context(redirect_stdout(sys.stderr))
             subject = open_subject(request, notify)
             request = fix_layout(request, subject)
-            for tuning in request.tunings:
-                tuning.check(source_of(request, subject))
+            for tuning in request.tunings:  # before the work of a calibration
+                tuning.check(_measured(request, subject, tuning, tuning.source.calibration))
             with nullcontext() if subject.path is None else reading(subject.path):
                 given = give_pixels(request, subject.graph, subject.info.preprocess)
             subject = replace(subject, notes=(*subject.notes, *given.notes))
             info = subject.info
             forms = _Forms(given.graph)
-            codes = (
-                _quantized(request, given, info, staging, notify) if "int8" in request.precisions else None
-            )
+            codes, coded = None, forms
+            if "int8" in request.precisions:
+                codes = calibrated(request, given, info, notify)
+                staging.path(codes.record.calibration).write_bytes(codes.data)
+                coded = _Forms(given.graph, codes.quantized)
+                for tuning in request.tunings:
+                    tuning.check(_measured(request, subject, tuning, codes.record.sha256))
             for precision in request.precisions:
                 for target in request.targets:
                     file = f"{info.stem}-{precision}{TARGETS[target].extension}"
@@ -112,10 +115,8 @@ def export(request: ExportRequest, notify: Notify = lambda _what, _done, _total:
                     with nullcontext() if subject.path is None else reading(subject.path):
                         choice = request.choice(target, precision)
                         if precision == "int8" and codes is not None:
-                            form, lowered = codes.forms.get(choice)
-                            about = replace(about, quantization=codes.record)
-                            if about.input is not None and request.io != "float" and target == "tflite":
-                                about = replace(about, input=replace(about.input, type=f"{request.io} codes"))
+                            form, lowered = coded.get(choice)
+                            about = codes.describe(about, request, target)
                         else:
                             form, lowered = forms.get(choice)
                         emitters[target](lowered, about, request.emit_options(precision, target), path)
@@ -172,8 +173,14 @@ def open_subject(request: ExportRequest, notify: Notify) -> Subject:
     return _model(request, notify)
 
 
-def source_of(request: ExportRequest, subject: Subject) -> Source:
-    """Return what forms of a subject are forms of, as a tuning holds it."""
+def source_of(request: ExportRequest, subject: Subject, calibration: str = "") -> Source:
+    """Return what forms of a subject are forms of, as a tuning holds it.
+
+    Args:
+        request: What is exported.
+        subject: What it is an export of.
+        calibration: Digest of the calibration of int8 files; empty for others.
+    """
     info = subject.info
     return Source(
         info.name,
@@ -183,7 +190,17 @@ def source_of(request: ExportRequest, subject: Subject) -> Source:
         request.input_type,
         request.output_stride,
         tuple(str(value.name) for value in subject.graph.outputs) if request.features else (),
+        request.io,
+        calibration,
     )
+
+
+def _measured(request: ExportRequest, subject: Subject, tuning: Tuning, calibration: str) -> Source:
+    """Return what a tuning of one of the files must have measured."""
+    source = source_of(request, subject)
+    if tuning.precision != "int8":
+        return replace(source, io="float")
+    return replace(source, io=request.io if tuning.target == "tflite" else "float", calibration=calibration)
 
 
 def _built(request: ExportRequest, factory: Factory, notify: Notify) -> Subject:
@@ -323,50 +340,6 @@ class _Forms:
         return self._made[wanted]
 
 
-@dataclass(frozen=True)
-class _Codes:
-    """The network in codes.
-
-    Attributes:
-        quantized: The graph and its calibration.
-        record: What files say of it.
-        forms: Its forms.
-        images: Some of those it was calibrated on, where they are at hand.
-    """
-
-    quantized: Quantized
-    record: QuantizationRecord
-    forms: _Forms
-    images: Feeds | None
-
-
-def _quantized(
-    request: ExportRequest, given: Given, info: ModelInfo, staging: Staging, notify: Notify
-) -> _Codes:
-    """Calibrate the graph, and write the calibration beside the files to come.
-
-    Raises:
-        UsageError: A layer that is to be kept in floating point does not exist.
-        DataError: The images cannot be used.
-    """
-    from shufflectl.deploy.calibration import Calibrator
-
-    if request.calibration is None:
-        raise UsageError("int8 needs images to calibrate on", hint="add --calibration")
-    floats = find_layers(given.graph, request.keep_float)
-    calibrator = Calibrator(given.graph, request.calibration, info.preprocess, given.expects, notify)
-    if request.target_sqnr is not None:
-        seen = Quantized(given.graph, replace(calibrator.observed, floats=floats))
-        floats |= _mixed(seen, calibrator.images, given, request.target_sqnr, notify)
-    found = calibrator.settled(floats)
-    name = f"{info.stem}-calibration.json"
-    data = found.to_bytes()
-    staging.path(name).write_bytes(data)
-    quantized = Quantized(given.graph, found)
-    record = QuantizationRecord(name, hashlib.sha256(data).hexdigest(), tuple(sorted(found.floats)))
-    return _Codes(quantized, record, _Forms(given.graph, quantized), calibrator.images)
-
-
 def captured(model: LoadedModel, size: int, batch: int | str) -> Graph:
     """Return the graph of a loaded model.
 
@@ -469,20 +442,6 @@ def _form(artifact: Artifact) -> dict[str, Any]:
     """Return the form of channel shuffles as options of the manifest."""
     form = artifact.form
     return {} if form is None else {"shuffle": form.form, **form.options.to_json()}
-
-
-def _mixed(
-    quantized: Quantized, images: Feeds | None, given: Given, target: float, notify: Notify
-) -> frozenset[str]:
-    """Return the fewest layers to keep in floating point."""
-    from shufflectl.deploy.sensitivity import fewest_floats
-
-    if images is None:
-        raise UsageError(
-            "a calibration that was made before has no images to measure layers on",
-            hint="give --calibration images, or name the layers with --keep-float",
-        )
-    return fewest_floats(quantized, images, given.expects, target, notify)
 
 
 def _integers(result: Result, calibration: Calibration | None) -> dict[str, Any]:

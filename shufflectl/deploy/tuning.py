@@ -6,7 +6,7 @@ inputs, target and precision that were measured.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -23,6 +23,7 @@ SCHEMA: Final = "shufflectl.tuning/1"
 _HINT: Final = "pass a file that 'shufflectl tune --out FILE' wrote"
 _KIND: Final = Kind(SCHEMA, "tuning", "shufflectl.deploy", 16 << 20, _HINT)
 _AGAIN: Final = "tune again for what is exported, or leave --tuning out"
+_CALIBRATION: Final = "export with the calibration that 'shufflectl tune' wrote beside it, as --calibration"
 
 JSON = dict[str, Any]
 
@@ -39,6 +40,8 @@ class Source:
         input_type: Of images, ``float`` or ``uint8``.
         output_stride: Of a network of the registry; None for its own.
         features: Likewise, the feature maps that are its outputs; empty for the logits.
+        io: What int8 files take and give: ``float``, or codes as ``int8`` or ``uint8``.
+        calibration: Digest of the calibration that int8 files get their scales from; empty for others.
     """
 
     model: str
@@ -48,6 +51,8 @@ class Source:
     input_type: str = "float"
     output_stride: int | None = None
     features: tuple[str, ...] = ()
+    io: str = "float"
+    calibration: str = ""
 
     def to_json(self) -> JSON:
         """Return the source as the tuning file holds it."""
@@ -59,6 +64,8 @@ class Source:
             "input_type": self.input_type,
             "output_stride": self.output_stride,
             "features": list(self.features),
+            "io": self.io,
+            "calibration": self.calibration,
         }
 
     @classmethod
@@ -72,6 +79,8 @@ class Source:
             document["input_type"],
             document["output_stride"],
             tuple(document["features"]),
+            document.get("io", "float"),
+            document.get("calibration", ""),
         )
 
     def differs(self, other: "Source", weights: str) -> str:
@@ -99,6 +108,14 @@ class Source:
         if self.features != other.features:
             maps = [", ".join(s.features) or "the logits" for s in (self, other)]
             return f"with {maps[0]} as outputs, not with {maps[1]}"
+        if self.io != other.io:
+            ends = ["floats" if s.io == "float" else f"{s.io} codes" for s in (self, other)]
+            return f"with files that take and give {ends[0]}, not {ends[1]}"
+        if self.calibration != other.calibration:
+            made = [
+                f"the calibration {s.calibration[:12]}" if s.calibration else "none" for s in (self, other)
+            ]
+            return f"with {made[0]} (SHA-256), not with {made[1]}"
         return ""
 
 
@@ -206,7 +223,9 @@ class Tuning:
         """
         difference = self.source.differs(source, self.weights)
         if difference:
-            raise InputError(f"{self.name} was measured {difference}", hint=_AGAIN)
+            same = replace(source, calibration=self.source.calibration)
+            hint = _AGAIN if self.source.differs(same, self.weights) else _CALIBRATION
+            raise InputError(f"{self.name} was measured {difference}", hint=hint)
 
     def to_manifest(self, sha256: str) -> JSON:
         """Return what a manifest says about it.

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 __all__ = ["tuned"]
 
 
-def tuned(output: Output, found: "TuneResult", document: dict[str, Any], path: Path) -> None:
+def tuned(
+    output: Output,
+    found: "TuneResult",
+    document: dict[str, Any],
+    path: Path,
+    calibration: Path | None = None,
+) -> None:
     """Show the races, what was chosen and why."""
     if output.json:
         output.document(document)
@@ -22,6 +28,9 @@ def tuned(output: Output, found: "TuneResult", document: dict[str, Any], path: P
         _race(output, found, entry, mark)
     for note in found.notes:
         output.note(f"[yellow]note:[/] {escape(note)}")
+    if calibration is not None:
+        where = escape(plain(str(calibration)))
+        output.note(f"[dim]calibrated once; export with --tuning and --calibration {where}[/]")
     output.note(f"[dim]written to {escape(plain(str(path)))} after {found.elapsed_s:.0f} s[/]")
 
 

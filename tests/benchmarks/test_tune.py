@@ -1,10 +1,13 @@
 """Tuning over an executor that runs nothing: what is raced, proved, chosen and written."""
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -14,12 +17,15 @@ from shufflectl.benchmarks.executor import Job, Measured
 from shufflectl.benchmarks.results import RunnerInfo, Target
 from shufflectl.benchmarks.tune import TuneOptions, parse_budget, tune
 from shufflectl.console import Output
+from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.converters.rewrite.choose import Candidate, candidates
 from shufflectl.deploy import forms
+from shufflectl.deploy.calibration_options import CalibrationOptions
+from shufflectl.deploy.export import export
 from shufflectl.deploy.options import ExportRequest, ParityOptions
 from shufflectl.deploy.publish import digest
 from shufflectl.deploy.tuning import Tuning
-from shufflectl.errors import UnavailableError, UnstableError, UsageError
+from shufflectl.errors import InputError, UnavailableError, UnstableError, UsageError
 from shufflectl.render.tuning import tuned
 from support.fake_executor import FakeExecutor
 from support.nets import tiny_graph
@@ -149,6 +155,32 @@ def test_half_precision_is_held_against_the_same_model() -> None:
     errors = [entry["max_rel"] for entry in document["races"][0]["candidates"] if entry["sha256"]]
     assert len(errors) > 3
     assert all(1e-6 < error < 0.05 for error in errors)
+
+
+@pytest.mark.parametrize(("target", "layout"), [("onnx", "nchw"), ("tflite", "nhwc")])
+def test_int8_is_calibrated_once_compared_and_what_export_takes(
+    tmp_path: Path, target: str, layout: str
+) -> None:
+    pictures = tmp_path / "noise.npz"
+    np.savez(pictures, image=np.random.default_rng(0).standard_normal((16, 3, 32, 32), np.float32))
+    calibration = CalibrationOptions(str(pictures), images=16)
+    wanted = request(target, "int8", layout=layout, calibration=calibration)
+    found = tune(wanted, TuneOptions(), lambda *_: None, executor=executor())
+    document = found.to_json()
+    assert ("int8", "int8") == (document["precision"], document["config"]["precision"])
+    assert document["calibration"] == hashlib.sha256(found.calibration or b"").hexdigest()
+    written = [entry for entry in document["races"][0]["candidates"] if entry["sha256"]]
+    assert len(written) > 3
+    assert all(entry["sqnr"] > 15 for entry in written)
+    tuning = Tuning.from_json(document, "t.json")
+    again = replace(wanted, tunings=(tuning,), out=tmp_path / "dist", layout=None)
+    result = export(again)
+    assert result.passed
+    assert [document["races"][0]["choice"]["sha256"]] == [entry.sha256 for entry in result.results]
+    other = replace(again, calibration=replace(calibration, recipe=Recipe(equalise=0)), out=tmp_path / "no")
+    with pytest.raises(InputError, match="was measured with the calibration"):
+        export(other)
+    assert not (tmp_path / "no").exists()
 
 
 def test_core_ml_is_tuned_with_the_threads_that_it_chooses() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from converters.rewrite.nets import MegviiV2, run
 from shufflectl.converters.capture.adopt import adopt
-from shufflectl.converters.rewrite.choose import Candidate, candidates
+from shufflectl.converters.rewrite.choose import NO_CODES, Candidate, candidates, choose
 from shufflectl.converters.rewrite.lowering import LOWERINGS
 from shufflectl.converters.targets import TARGETS
 from shufflectl.deploy.explain import ExplainRequest, Explanation, explain, explain_graph
@@ -223,6 +223,27 @@ class TestDocument:
         found = [form.candidate for form in explain_graph(tiny_graph(), request).forms]
         assert {Candidate(n) for n in LOWERINGS} | set(candidates("tflite", "fp32")) == set(found)
         assert len(set(found)) == len(found)
+
+    def test_int8_has_its_own_forms_and_reasons(self) -> None:
+        request = ExplainRequest.parse(subject="t", targets=["all"], precisions=["int8"], all_forms=True)
+        found = explain_graph(tiny_graph(), request)
+        for made in found.results:
+            wanted = choose(made.target, "int8")
+            assert made.choice.candidate in (
+                wanted.candidate,
+                wanted.otherwise and wanted.otherwise.candidate,
+            )
+            assert made.choice.why
+            assert 0 == made.choice.candidate.options.carry
+        assert {form.candidate.form for form in found.forms} == set(LOWERINGS) - set(NO_CODES)
+        assert not any(form.candidate.options.carry for form in found.forms)
+
+    def test_beside_int8_the_forms_of_floats_are_listed(self) -> None:
+        request = ExplainRequest.parse(
+            subject="t", targets=["onnx"], precisions=["fp32,int8"], all_forms=True
+        )
+        found = explain_graph(tiny_graph(), request).forms
+        assert set(LOWERINGS) == {form.candidate.form for form in found}
 
     def test_a_form_that_is_asked_for_is_taken(self) -> None:
         request = ExplainRequest.parse(

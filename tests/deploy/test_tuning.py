@@ -24,6 +24,8 @@ DOCUMENT: dict[str, Any] = {
     "input_type": "float",
     "output_stride": None,
     "features": [],
+    "io": "float",
+    "calibration": "",
     "target": "onnx",
     "precision": "fp32",
     "device": {
@@ -145,6 +147,8 @@ def test_what_it_chose_is_what_export_takes() -> None:
         ("inputs", []),
         ("inputs.0.shape", ["x"]),
         ("input_type", "int4"),
+        ("io", "int4"),
+        ("calibration", "../../x"),
         ("features", "stage2"),
         ("races.0.choice.form.form", "no-such-form"),
         ("races.0.choice.form.align", 0),
@@ -210,6 +214,8 @@ MEASURED = Source("net", "a" * 64, (IMAGE,))
         ({"input_type": "uint8"}, "with float images, not with uint8 ones"),
         ({"output_stride": 16}, "with an output stride of the network's own, not of 16"),
         ({"features": ("stage2", "stage4")}, "with the logits as outputs, not with stage2, stage4"),
+        ({"io": "int8"}, "with files that take and give floats, not int8 codes"),
+        ({"calibration": "d" * 64}, "with none (SHA-256), not with the calibration dddddddddddd"),
     ],
 )
 def test_it_is_only_for_what_was_measured(given: dict[str, Any], says: str) -> None:
@@ -221,8 +227,19 @@ def test_it_is_only_for_what_was_measured(given: dict[str, Any], says: str) -> N
     assert says in caught.value.message
 
 
+def test_another_calibration_is_refused_with_the_way_to_the_same_one() -> None:
+    document = {**DOCUMENT, "precision": "int8", "calibration": "d" * 64}
+    tuning = Tuning.from_json(document, "t.json")
+    tuning.check(replace(MEASURED, calibration="d" * 64))
+    with pytest.raises(InputError, match="the calibration dddddddddddd") as caught:
+        tuning.check(replace(MEASURED, calibration="e" * 64))
+    assert "--calibration" in caught.value.hint
+
+
 def test_what_was_measured_survives_json() -> None:
-    source = Source("n", "a" * 64, (IMAGE, ("mask", (1, 8))), True, "uint8", 16, ("stage2",))
+    source = Source(
+        "n", "a" * 64, (IMAGE, ("mask", (1, 8))), True, "uint8", 16, ("stage2",), "int8", "c" * 64
+    )
     assert source == Tuning.from_json({**DOCUMENT, **source.to_json()}, "t.json").source
 
 

@@ -16,7 +16,18 @@ from shufflectl.converters.rewrite.provenance import analyze
 from shufflectl.converters.targets import TARGETS
 from shufflectl.errors import UsageError, nearest
 
-__all__ = ["AUTO", "NATIVE", "Candidate", "Choice", "candidates", "choose", "lower", "parse_align", "settle"]
+__all__ = [
+    "AUTO",
+    "NATIVE",
+    "NO_CODES",
+    "Candidate",
+    "Choice",
+    "candidates",
+    "choose",
+    "lower",
+    "parse_align",
+    "settle",
+]
 
 AUTO: Final = "auto"
 _MAX_ALIGN = 256
@@ -97,8 +108,13 @@ _CORE_ML = Choice(
     "the phones that matter",
 )
 _XNNPACK = 5
-_NO_CODES: Final = frozenset({"masked"})
-"""Forms that int8 has not."""
+NO_CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "conv": "it multiplies by a permutation, which integer kernels would round",
+        "masked": "it adds up tensors of several scales",
+    }
+)
+"""Forms that int8 has not, and why."""
 _LITERT = Choice(
     Candidate("fold", Options(max_concat=_XNNPACK)),
     "no shuffle is left to run, and XNNPACK takes every operator in one partition",
@@ -167,7 +183,7 @@ def candidates(target: str, precision: str) -> tuple[Candidate, ...]:
     limit = _XNNPACK if target == "tflite" else 0
     found = [best]
     for entry in LOWERINGS.values():
-        if codes and entry.name in _NO_CODES:
+        if codes and entry.name in NO_CODES:
             continue
         choices = [Options()]
         if entry.folds:
@@ -207,9 +223,9 @@ def choose(target: str, precision: str, *, shuffle: str = AUTO, align: int | Non
             return replace(row.otherwise, why="no shuffle is left to run, and no padding was asked for")
         chosen = replace(row.candidate, options=_aligned(row.candidate.options, align))
         return Choice(chosen, "the alignment was asked for", "", row.phone)
-    if precision == "int8" and shuffle in _NO_CODES:
+    if precision == "int8" and shuffle in NO_CODES:
         raise UsageError(
-            f"the shuffle form {shuffle!r} does not exist in int8: it adds up tensors of several scales",
+            f"the shuffle form {shuffle!r} does not exist in int8: {NO_CODES[shuffle]}",
             hint="choose another --shuffle, as fold",
         )
     if shuffle not in LOWERINGS:

@@ -41,7 +41,7 @@ def test_candidates_are_every_form_once(target: str, precision: str) -> None:
     found = candidates(target, precision)
     assert len(found) == len(set(found))
     assert len({candidate.label for candidate in found}) == len(found)
-    refused = {"masked"} if precision == "int8" else set()
+    refused = {"conv", "masked"} if precision == "int8" else set()
     assert set(LOWERINGS) - refused == {candidate.form for candidate in found}
 
 
@@ -49,8 +49,13 @@ def test_a_precision_that_a_target_has_not_is_refused() -> None:
     with pytest.raises(UsageError, match="tflite files do not hold numbers as palette4") as caught:
         choose("tflite", "palette4")
     assert "coreml" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="does not exist in int8"):
-        choose("onnx", "int8", shuffle="masked")
+
+
+@pytest.mark.parametrize(("form", "says"), [("masked", "tensors of several scales"), ("conv", "would round")])
+def test_a_form_that_int8_has_not_is_refused_with_the_reason(form: str, says: str) -> None:
+    with pytest.raises(UsageError, match=f"'{form}' does not exist in int8: .*{says}"):
+        choose("onnx", "int8", shuffle=form)
+    assert form == choose("onnx", "fp32", shuffle=form).candidate.form
 
 
 def test_tflite_concats_have_no_more_inputs_than_xnnpack_takes() -> None:
