@@ -126,11 +126,18 @@ class CodeLimits:
         different: The largest share of codes that differ, 0 to 1. One or two of a small tensor always may.
         largest: By how many steps.
         numbers: What the numbers of layers without codes are held to, and of the outputs.
+        means: The same share for means over a whole image.
     """
 
     different: float
     largest: int
     numbers: Limits
+    means: float = 0.0
+
+    @property
+    def for_means(self) -> Self:
+        """The limits that means over a whole image are held to."""
+        return replace(self, different=max(self.different, self.means))
 
     def allow(self, different: int, elements: int, largest: int) -> bool:
         """Whether codes are within the limits."""
@@ -140,7 +147,7 @@ class CodeLimits:
 CODE_LIMITS: Final[Mapping[str, CodeLimits]] = MappingProxyType(
     {
         "onnx": CodeLimits(0.005, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0)),
-        "tflite": CodeLimits(0.25, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0)),
+        "tflite": CodeLimits(0.25, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0), means=1.0),
         "coreml": CodeLimits(0.1, 1, Limits(max_rel=0.1, sqnr=25.0, top1=0.0)),
     }
 )
@@ -148,6 +155,8 @@ CODE_LIMITS: Final[Mapping[str, CodeLimits]] = MappingProxyType(
 codes as exactly as fp32 can tell. TFLite's own kernels, from which inner tensors come, round twice: a
 product with 31 bits of a fraction, and the shift behind it. Where that is a shift by n bits, as for a small
 depthwise sum or a mean, the first rounding makes a tie of one number in 2^n, and half of those fall on the
-other side: up to one code in seven was seen (a mean whose result has nearly the scale of its input).
+other side: up to one code in seven was seen (a fully connected layer behind a mean). Its kernel of a mean
+also rounds what the two zero points add, once for all codes, so that half of them may be a step off, and of a
+few channels all of them.
 XNNPACK rounds once. Core ML computes between codes in fp16, which is off by up to 2^-11 of a number: a
 sixteenth of a step at the largest codes, so that up to one code in ten does."""

@@ -32,6 +32,8 @@ __all__ = ["Divergence", "Examination", "Layer", "examine", "locate"]
 _CHUNK: Final = 1 << 26
 """Elements of inner tensors held at once: 256 MB in fp32 for each of reference, candidate and own."""
 
+_MEANS: Final = frozenset({"GlobalAveragePool", "ReduceMean"})
+
 _OUTLIER_DB: Final = 20.0
 """How far below the median a layer's own SQNR must lie to stand out though it is within the limits."""
 
@@ -331,7 +333,11 @@ class _Examiner:
         name = segment.tensor
         wrong = name in problems
         view = self.session.trace.get(name)
-        codes = None if wrong or counted is None or self.codes is None else counted.result(self.codes.limits)
+        codes = None
+        if not wrong and counted is not None and self.codes is not None:
+            limits = self.codes.limits
+            kinds = {self.graph.nodes[index].op_type for index in segment.nodes}
+            codes = counted.result(limits.for_means if kinds & _MEANS else limits)
         return Layer(
             tensor=name,
             held_as=name if view is None else ", ".join(view.names),
