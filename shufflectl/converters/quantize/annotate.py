@@ -56,6 +56,7 @@ def annotated(
         GraphError: A tensor has no scale, or channels of several scales.
     """
     copy = graph.clone()
+    _name_apart(copy)
     tied = ties(captured)
     saturated, free = tied.saturated, _free(captured, tied, floats)
     found: dict[str, Scale] = {}
@@ -102,6 +103,17 @@ def _free(captured: Graph, tied: Ties, floats: frozenset[str]) -> frozenset[str]
 def _moved(value: ir.Value) -> set[str]:
     maker = value.producer()
     return set() if maker is None else {str(v.name) for v in moved_inputs(maker)}
+
+
+def _name_apart(graph: Graph) -> None:
+    """Give every node a name of its own: those of an ONNX file may have none."""
+    taken: set[str] = set()
+    for node in graph.nodes:
+        name = str(node.name or node.outputs[0].name)
+        while name in taken:
+            name = f"{name}_"
+        node.name = name
+        taken.add(name)
 
 
 def _float_nodes(graph: Graph, floats: frozenset[str]) -> frozenset[str]:

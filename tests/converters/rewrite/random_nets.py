@@ -55,7 +55,7 @@ class Net:
     ) -> list[str]:
         counts = [channels] if isinstance(channels, int) else list(channels)
         names = [f"{op.lower()}{len(self.nodes)}_{i}" for i in range(len(counts))]
-        self.nodes.append(helper.make_node(op, list(inputs), names, **attributes))
+        self.nodes.append(helper.make_node(op, list(inputs), names, name=names[0], **attributes))
         for name, count in zip(names, counts, strict=True):
             self.channels[name] = count
             self.sizes[name] = self.sizes[inputs[0]] if size is None else size
