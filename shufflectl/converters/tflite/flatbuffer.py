@@ -105,6 +105,7 @@ class Operator:
         options: Its options in the schema's object API; None where it has none.
         floating: Whether it computes in floats, even where its tensors have scales.
         version: Its version.
+        rows: Whether an input has a scale for each place of an axis.
     """
 
     code: int
@@ -113,11 +114,12 @@ class Operator:
     options: Any = None
     floating: bool = False
     version: int = field(init=False)
+    rows: bool = field(init=False)
 
     def __post_init__(self) -> None:
         shapes, dtypes = [t.shape for t in self.inputs], [t.dtype for t in self.inputs]
-        rows = any(t.grid is not None and len(t.grid.scales) > 1 for t in self.inputs)
-        self.version = operator_version(self.code, shapes, dtypes, self.options, rows=rows)
+        self.rows = any(t.grid is not None and len(t.grid.scales) > 1 for t in self.inputs)
+        self.version = operator_version(self.code, shapes, dtypes, self.options, rows=self.rows)
 
 
 class _Builder(flatbuffers.Builder):  # type: ignore[misc]
@@ -292,7 +294,8 @@ class ModelWriter:
                 signatureKey=SIGNATURE,
             )
         ]
-        notes = {"min_runtime_version": minimum_runtime(set(codes)).encode().ljust(16, b"\0"), **metadata}
+        oldest = minimum_runtime(set(codes), rows={op.code for op in self.operators if op.rows})
+        notes = {"min_runtime_version": oldest.encode().ljust(16, b"\0"), **metadata}
         model.metadata = [
             schema.MetadataT(name=key, buffer=buffer(np.frombuffer(data, np.uint8), key.encode()))
             for key, data in notes.items()

@@ -6,7 +6,7 @@ whose kernel does what the operator's options and types ask. The figures follow 
 float16 constants, uint8 images, int8 codes, int32, int64 and bool).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -215,7 +215,17 @@ _RUNTIMES: Final = {
 }
 
 
-def minimum_runtime(operators: set[tuple[int, int]]) -> str:
-    """Return the oldest TensorFlow Lite runtime that has all of these (operator, version) pairs."""
-    known = [_RUNTIMES.get(pair, "1.5.0") for pair in operators] or ["1.5.0"]
+_ROWS: Final = {Op.FULLY_CONNECTED: "2.14.0"}
+"""The oldest runtime that was seen to read a scale for each row; see docs/targets-tflite.md."""
+
+
+def minimum_runtime(operators: set[tuple[int, int]], *, rows: Collection[int] = ()) -> str:
+    """Return the oldest TensorFlow Lite runtime that a file runs on.
+
+    Args:
+        operators: The file's (operator, version) pairs.
+        rows: Operators whose weights have a scale for each row, which no version says.
+    """
+    known = ["1.5.0", *(_RUNTIMES.get(pair, "1.5.0") for pair in operators)]
+    known += [_ROWS[code] for code in rows if code in _ROWS]
     return max(known, key=lambda version: tuple(int(part) for part in version.split(".")))
