@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.correct import shifted
 from shufflectl.converters.quantize.equalise import equalised
+from shufflectl.converters.quantize.prescribed import holds, prescribed
 from shufflectl.converters.quantize.recipe import METHODS, Method
 from shufflectl.converters.quantize.scales import Scale, from_range
 from shufflectl.converters.quantize.ties import Ties, ties
@@ -90,15 +91,23 @@ class Calibration:
     def scales(self, graph: Graph) -> dict[str, Scale]:
         """Return the grid of every tensor of a prepared graph that has codes, the same one for tied tensors.
 
+        Tensors that are tied to the result of a bounded function, and stay within its bounds, have the grid
+        that is prescribed for it.
+
         Raises:
             DataError: The calibration lacks a tensor.
             GraphError: A range is not finite.
         """
         tied = ties(graph)
+        values = [value for node in graph.nodes for value in node.outputs]
+        fixed = {str(v.name): scale for v in values if (scale := prescribed(v)) is not None}
         found: dict[str, Scale] = {}
         for group in dict.fromkeys(tied.groups.values()):
             members = tied.members(group)
-            scale = from_range(*self._range(tied, members), group)
+            low, high = self._range(tied, members)
+            given = {fixed[name] for name in members if name in fixed}
+            known = given.pop() if len(given) == 1 else None
+            scale = known if known is not None and holds(known, low, high) else from_range(low, high, group)
             found.update(dict.fromkeys(members, scale))
         return found
 

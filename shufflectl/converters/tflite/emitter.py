@@ -226,7 +226,7 @@ class Emitter:
         located: list[Located] = []
         for value in [*self.graph.inputs, *(v for node in self.graph.nodes for v in node.outputs)]:
             operand = self._operands.get(value)
-            if operand is None or operand.value is not None:
+            if operand is None or operand.value is not None or self._unfinished(value):
                 continue
             for order, held in self._held_forms(operand, value):
                 tensor = codes.get(held, held)
@@ -235,6 +235,15 @@ class Emitter:
                     located.append(Located(value, tensor.name, axes))
                     break
         return compose(self.graph, located)
+
+    def _unfinished(self, value: ir.Value) -> bool:
+        """Whether a tensor has the codes of the activation behind it, which end where that does."""
+        quantization = self.graph.quantization
+        return (
+            quantization is not None
+            and self._scale(value) is not None
+            and str(value.name) not in quantization.scales
+        )
 
     def _held_forms(self, operand: Operand, value: ir.Value) -> Iterable[tuple[Order, Tensor]]:
         ends = self.inputs if value.is_graph_input() else self.outputs
@@ -289,6 +298,13 @@ class Emitter:
         if str(value.name) in scales or ending is None:
             return scales.get(str(value.name))
         return scales.get(str(ending.outputs[0].name))
+
+    def ends_at(self, site: Site, bound: float) -> bool:
+        """Whether no code of what a node reads and makes lies beyond the code of a bound."""
+        given, made = self._scale(site.input(0)), self._scale(site.output)
+        if made is None or given != made or self._floating:
+            return False
+        return int(made.codes(np.asarray(bound, np.float32))) in (-128, 127)
 
     def _stays_float(self, node: ir.Node) -> bool:
         """Whether a node computes in floats whatever its tensors are."""

@@ -19,7 +19,8 @@ Cases, for each operator:
 3. Arithmetic on two tensors of codes, and means: each tensor has its own scale.
 4. LOGISTIC, TANH and SOFTMAX: only with the result's scale that TFLite prescribes.
 5. DEQUANTIZE of an image's bytes: QUANTIZE, from the bytes' grid to that of the tensor.
-6. Anything else, and what the graph holds in floating point: floats.
+6. Anything else, and what the graph holds in floating point: floats. XNNPACK takes no MAXIMUM or MINIMUM of
+   codes, and one that it leaves out would cut the graph in two.
 
 Sources: the quantisation specification (ai.google.dev/edge/litert/models/quantization_spec) for cases 1 to 4;
 XNNPACK's delegate asks for the same scales.
@@ -32,6 +33,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import BuiltinOperator as Op
 
+from shufflectl.converters.quantize.prescribed import SIGNED_UNIT, UNIT
 from shufflectl.converters.quantize.scales import Scale, bias_codes, weight_codes
 from shufflectl.converters.targets import IO
 from shufflectl.converters.tflite.flatbuffer import Grid, ModelWriter, Operator, Tensor
@@ -49,15 +51,15 @@ _MOVES: Final = frozenset(
 _ONE_GRID: Final = frozenset(
     {
         *_MOVES,
-        *(Op.AVERAGE_POOL_2D, Op.MAX_POOL_2D, Op.MAXIMUM, Op.MINIMUM, Op.REDUCE_MAX, Op.REDUCE_MIN),
+        *(Op.AVERAGE_POOL_2D, Op.MAX_POOL_2D, Op.REDUCE_MAX, Op.REDUCE_MIN),
         *(Op.RELU, Op.RELU6, Op.RELU_N1_TO_1, Op.RESIZE_BILINEAR, Op.RESIZE_NEAREST_NEIGHBOR),
     }
 )
 _OWN_GRIDS: Final = frozenset({Op.ADD, Op.LEAKY_RELU, Op.MEAN, Op.MUL, Op.SUB})
 _PRESCRIBED: Final[Mapping[int, Scale]] = {
-    Op.LOGISTIC: Scale(1 / 256, -128),
-    Op.SOFTMAX: Scale(1 / 256, -128),
-    Op.TANH: Scale(1 / 128, 0),
+    Op.LOGISTIC: UNIT,
+    Op.SOFTMAX: UNIT,
+    Op.TANH: SIGNED_UNIT,
 }
 
 
@@ -136,7 +138,7 @@ class _Rewriter:
             given = self._file.tensor(f"{name}/unsigned", tensor.dims, np.uint8)
             given.grid = Grid.of(tensor.scale, unsigned=True)
         elif io == "float":
-            self._floats[tensor] = given = tensor
+            given = tensor
         if given is not codes:
             self._append(Op.QUANTIZE, [given], [codes], schema.QuantizeOptionsT())
         if given is not tensor:

@@ -378,7 +378,8 @@ def _scalar(e: Emitter, value: float) -> Tensor:
 def clip(e: Emitter, site: Site) -> None:
     """Write Clip as one of the bounded ReLUs, or MAXIMUM and MINIMUM.
 
-    RELU_0_TO_1 would be one operator, but no delegate takes it: it would cut the graph in two.
+    RELU_0_TO_1 would be one operator, but no delegate takes it: it would cut the graph in two. A bound where
+    codes end needs no operator.
     """
     bounds = clip_bounds(site.node)
     if bounds is None:
@@ -395,6 +396,7 @@ def clip(e: Emitter, site: Site) -> None:
     steps = [(Op.MAXIMUM, bounds[0])] * (bounds[0] > -math.inf) + [(Op.MINIMUM, bounds[1])] * (
         bounds[1] < math.inf
     )
+    steps = [(step, bound) for step, bound in steps if not e.ends_at(site, bound)]
     if not steps:
         e.alias(site.output, data)
         return

@@ -507,7 +507,7 @@ def test_a_picture_becomes_codes_where_it_becomes_numbers(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("part", ["scale", "zero_point"])
 def test_a_changed_grid_changes_the_result(part: str, tmp_path: Path) -> None:
-    text = "g (float[1,4,2,2] x) => (float[1,4,2,2] y) { y = Tanh(x) }"
+    text = "g (float[1,4,2,2] x) => (float[1,4,2,2] y) { y = Elu(x) }"
     graph = scaled(graph_from_text(text))
     path = int8(graph, tmp_path)
     x = {"x": images(graph, 1)[0]}
