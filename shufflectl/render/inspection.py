@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from shufflectl.deploy.inspect.facts import Facts
     from shufflectl.deploy.inspect.inspection import Inspection
     from shufflectl.deploy.inspect.ort_layout import LayoutReport
+    from shufflectl.deploy.inspect.summary import Summary, TensorSummary
 
 __all__ = ["inspection"]
+
+_SHOWN = 8
+"""Layers in floats that are named."""
 
 
 def inspection(output: Output, found: "Inspection", *, operators: bool) -> None:
@@ -32,13 +36,18 @@ def inspection(output: Output, found: "Inspection", *, operators: bool) -> None:
         if info.input is not None:
             output.text(f"takes images as {escape(info.input.text)}")
     for title, tensors in (("inputs", summary.inputs), ("outputs", summary.outputs)):
-        rows = [[escape(t.name), shape(t.shape), t.dtype or UNKNOWN] for t in tensors]
-        output.table(title, ["name", "shape", "type"], rows)
+        coded = any(t.codes is not None for t in tensors)
+        rows = [
+            [escape(t.name), shape(t.shape), t.dtype or UNKNOWN, *([_grid(t)] if coded else [])]
+            for t in tensors
+        ]
+        output.table(title, ["name", "shape", "type", *(["codes"] if coded else [])], rows)
     rank = summary.largest_rank
     totals = [
         ["operators", str(len(summary.operators))],
         ["parameters", number(summary.parameters)],
         ["held as", ", ".join(f"{kind} {number(n)}" for kind, n in summary.parameters_by_type.items())],
+        *_arithmetic(summary),
         ["multiply-adds", number(summary.multiply_adds)],
         [
             "memory access",
@@ -49,6 +58,13 @@ def inspection(output: Output, found: "Inspection", *, operators: bool) -> None:
             UNKNOWN if rank is None else f"{rank.rank} ({rank.count} tensors, first {rank.tensor})",
         ],
     ]
+    if found.calibration is not None:
+        totals.append(["calibrated on", found.calibration.text])
+        floats = found.calibration.floats
+        if floats:
+            totals.append(
+                ["layers in floats", ", ".join(floats[:_SHOWN]) + (" ..." if floats[_SHOWN:] else "")]
+            )
     output.table("totals", ["", ""], [[name, escape(value)] for name, value in totals])
     histogram = [[escape(name), str(count)] for name, count in summary.histogram.items()]
     output.table("operators by type", ["type", "count"], histogram, right=["count"])
@@ -77,6 +93,26 @@ def inspection(output: Output, found: "Inspection", *, operators: bool) -> None:
     for gate in found.gates:
         verdict = PASS if gate.passed else FAIL
         output.text(f"{verdict} {escape(gate.subject)}: {gate.found}, allowed {gate.limit}")
+
+
+def _grid(tensor: "TensorSummary") -> str:
+    """Return what codes at the border stand for: ``int8, 0.0078 x (code + 1)``."""
+    codes = tensor.codes
+    if codes is None:
+        return ""
+    sign = "-" if codes.zero_point >= 0 else "+"
+    return f"{codes.dtype or UNKNOWN}: {codes.scale:.6g} x (code {sign} {abs(codes.zero_point)})"
+
+
+def _arithmetic(summary: "Summary") -> list[list[str]]:
+    """Return how much of a file with codes computes in them; nothing of a file without."""
+    counts = summary.arithmetic
+    if not counts["codes"] and not counts["conversion"]:
+        return []
+    total, coded = summary.multiply_adds, summary.multiply_adds_in_codes
+    share = f" ({coded / total:.1%} of the multiply-adds)" if total and coded is not None else ""
+    said = f"{counts['codes']} operators in codes{share}, {counts['floats']} in floats"
+    return [["computes", f"{said}, {counts['conversion']} conversions"]]
 
 
 def _facts(output: Output, facts: "Facts", *, operators: bool) -> None:
@@ -117,6 +153,19 @@ def _delegates(output: Output, facts: "Facts", *, operators: bool) -> None:
 
 
 def _layout(output: Output, layout: "LayoutReport", runtime: str, *, operators: bool) -> None:
+    if layout.integers:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in layout.integers.items())
+        output.text(
+            f"[bold]{escape(runtime)}[/] on this CPU ({layout.machine}) runs kernels of codes: {kinds}; "
+            f"{layout.conversions - layout.unpacked} conversions of activations are left"
+        )
+    if layout.unpacked:
+        output.text(
+            f"[bold]{escape(runtime)}[/] unpacks {layout.unpacked} weights in every run: here codes save "
+            "space, not time"
+        )
+    if layout.integers and not layout.blocked and not layout.plain:
+        return
     if layout.block is None:
         output.text(f"[bold]{escape(runtime)}[/] has no blocked layout on this CPU ({layout.machine})")
     else:

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shufflectl.deploy.files import info_from_text
 from shufflectl.deploy.inspect.program import (
+    Codes,
     Contraction,
     Operation,
     Program,
@@ -148,6 +151,7 @@ class _Reader:
         self._declared: dict[str, Value] = {}
         self._values: dict[str, Value] = {}
         self._scalars: dict[str, int] = {}
+        self._numbers: dict[str, float] = {}
         self.inputs = tuple(self._type(item.name, item.type) for item in function.inputs)
         self._free_batch = any(v.shape and v.shape[0] is None for v in self.inputs)
         for value in self.inputs:
@@ -224,6 +228,9 @@ class _Reader:
                 )
             return
         tensor = value.immediateValue.tensor
+        number = _scalar(tensor, self._values[name].dtype)
+        if number is not None:
+            self._numbers[name] = number
         values = tensor.ints.values or tensor.bools.values
         if values:
             self._scalars[name] = int(values[0])
@@ -282,7 +289,20 @@ class _Reader:
             weights,
             biases,
             self._contraction(kind, bound, outputs),
+            self._codes(kind, bound, outputs),
         )
+
+    def _codes(
+        self, kind: str, bound: Mapping[str, Sequence[Value]], outputs: Sequence[Value]
+    ) -> Codes | None:
+        """Return the grid of the codes that a conversion makes or reads, if the tensor has just one."""
+        if kind not in ("quantize", "dequantize"):
+            return None
+        held = _first(bound, "input") if kind == "dequantize" else next(iter(outputs), None)
+        scale, zero = _first(bound, "scale"), _first(bound, "zero_point")
+        step = None if scale is None else self._numbers.get(scale.name)
+        shift = 0.0 if zero is None else self._numbers.get(zero.name)
+        return None if held is None or step is None or shift is None else Codes(held.dtype, step, int(shift))
 
     @staticmethod
     def _name(message: Any) -> str:
@@ -319,6 +339,23 @@ class _Reader:
     def _scalar(self, bound: Mapping[str, Sequence[Value]], parameter: str, default: int) -> int:
         value = _first(bound, parameter)
         return default if value is None else self._scalars.get(value.name, default)
+
+
+_WORDS = {"float16": "<f2", "int8": "i1", "uint8": "u1"}
+
+
+def _scalar(tensor: Any, dtype: str | None) -> float | None:
+    """Return a number that is written into the program; None for anything else."""
+    kind = tensor.WhichOneof("value")
+    if kind == "bytes":
+        word = np.dtype(_WORDS[dtype]) if dtype in _WORDS else None
+        data = tensor.bytes.values
+        number = float(np.frombuffer(data, word)[0]) if word and len(data) == word.itemsize else None
+    elif kind in ("floats", "ints") and len(getattr(tensor, kind).values) == 1:
+        number = float(getattr(tensor, kind).values[0])
+    else:
+        number = None
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _first(bound: Mapping[str, Sequence[Value]], parameter: str) -> Value | None:

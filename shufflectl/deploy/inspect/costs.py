@@ -9,8 +9,10 @@ large enough, as there, so that nothing is read twice.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from shufflectl.deploy.inspect.guidelines import findings
+from shufflectl.deploy.inspect.integers import arithmetic, border
 from shufflectl.deploy.inspect.program import Operation, Program, Value, elements, size_in_bytes
 from shufflectl.deploy.inspect.summary import LargestRank, OperatorSummary, Summary, TensorSummary
 
@@ -28,14 +30,18 @@ def summarize_program(program: Program, name: str, size: int | None) -> Summary:
         name: The file's name, without folders.
         size: Its size on disk in bytes; None for what is no file.
     """
-    operators = tuple(summarize_operation(operation) for operation in program.operations)
+    operators = tuple(
+        replace(summarize_operation(operation), arithmetic=kind)
+        for operation, kind in zip(program.operations, arithmetic(program.operations), strict=True)
+    )
+    codes = border(program)
     return Summary(
         name=name,
         format=program.format,
         bytes=size,
         producer=program.producer,
-        inputs=tuple(TensorSummary(v.name, v.shape, v.dtype) for v in program.inputs),
-        outputs=tuple(TensorSummary(v.name, v.shape, v.dtype) for v in program.outputs),
+        inputs=tuple(TensorSummary(v.name, v.shape, v.dtype, codes.get(v.name)) for v in program.inputs),
+        outputs=tuple(TensorSummary(v.name, v.shape, v.dtype, codes.get(v.name)) for v in program.outputs),
         metadata=program.info,
         operators=operators,
         largest_rank=_largest_rank(program),
@@ -79,7 +85,7 @@ def _types(program: Program) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for operation in program.operations:
         for value in operation.weights:
-            counts[value.dtype or "unknown"] += elements(value) or 0
+            counts[value.held or value.dtype or "unknown"] += elements(value) or 0
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -1,10 +1,11 @@
 """All that `inspect` says about a file, and the limits that it is held against."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shufflectl.deploy.inspect import summarize
+from shufflectl.deploy.inspect.calibrated import Calibrated, read_calibrated
 from shufflectl.deploy.inspect.facts import Facts, read_facts
 from shufflectl.deploy.inspect.gates import Gate, check_delegate, failure, fallback_gate, rank_gate
 from shufflectl.deploy.inspect.summary import Summary
@@ -36,16 +37,21 @@ class Inspection:
         summary: What the file holds and what a run costs.
         facts: What runtimes and delegates make of it.
         gates: The limits, and whether they hold.
+        calibration: On what an int8 file of shufflectl was calibrated; None for any other file.
     """
 
     summary: Summary
     facts: Facts
     gates: tuple[Gate, ...]
+    calibration: Calibrated | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the inspection as JSON values."""
         return {
             **self.summary.to_json(),
+            "calibration": None
+            if self.calibration is None
+            else {**asdict(self.calibration), "floats": list(self.calibration.floats)},
             "runtime": self.facts.to_json(),
             "gates": [gate.to_json() for gate in self.gates],
         }
@@ -89,4 +95,6 @@ def inspect_file(path: Path, *, measured: bool = True, limits: Limits | None = N
         gates.append(fallback_gate(facts, delegate, limits.max_fallback_ops))
     if limits.max_rank is not None:
         gates.append(rank_gate(summary, limits.max_rank))
-    return Inspection(summary, facts, tuple(gates))
+    record = None if summary.metadata is None else summary.metadata.quantization
+    calibrated = None if record is None else read_calibrated(path, record)
+    return Inspection(summary, facts, tuple(gates), calibrated)

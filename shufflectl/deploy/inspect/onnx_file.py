@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from shufflectl.deploy.files import info_from_text
 from shufflectl.deploy.inspect.program import (
+    Codes,
     Contraction,
     Operation,
     Program,
@@ -282,7 +283,8 @@ class _Reader:
         role = _ROLES.get(node.op_type, "unknown") if node.domain in _DOMAINS else "unknown"
         if role not in ("convolution", "dense", "unknown") and given and all(v.constant for v in given):
             role = "weights"
-            outputs = tuple(Value(v.name, v.shape, v.dtype, constant=True) for v in outputs)
+            held = given[0].held or given[0].dtype
+            outputs = tuple(Value(v.name, v.shape, v.dtype, constant=True, held=held) for v in outputs)
             self._values |= {v.name: v for v in outputs}
         kind = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
         weights, biases = _weights(node.op_type, role, inputs)
@@ -295,7 +297,29 @@ class _Reader:
             weights,
             biases,
             _contraction(node, role, inputs, outputs),
+            self._codes(node),
         )
+
+    def _codes(self, node: onnx.NodeProto) -> Codes | None:
+        """Return the grid of the codes that a conversion makes or reads, if the tensor has just one."""
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 2:
+            return None
+        scale = self._number(node.input[1])
+        zero = self._number(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
+        codes = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
+        given = next((name for name in (*node.input[2:3], codes) if name in self._values), "")
+        dtype = self._values[given].dtype if given else "uint8"  # what QuantizeLinear makes by default
+        return None if scale is None or zero is None else Codes(dtype, scale, int(zero))
+
+    def _number(self, name: str) -> float | None:
+        tensor = self._small.get(name)
+        if tensor is None or math.prod(tensor.dims) != 1 or tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        try:
+            number = float(numpy_helper.to_array(tensor).reshape(()))
+        except (ValueError, TypeError, RuntimeError):  # its data are not those of its type
+            return None
+        return number if math.isfinite(number) else None
 
 
 def _weights(op_type: str, role: Role, inputs: Sequence[Value | None]) -> tuple[tuple[Value, ...], int]:

@@ -13,14 +13,19 @@ are its conditions, checked against ONNX Runtime 1.31 with convolutions of all w
 - a pooling's channels must be a multiple of the block;
 - kernels are constant, float32, and two-dimensional.
 
+A group of Q/DQ (`integers`) becomes one kernel of codes where ONNX Runtime has one, as QLinearConv for a
+convolution; what only moves codes loses the conversions around it. Weights in codes that are not part of such
+a group are unpacked by a DequantizeLinear in every run: ONNX Runtime does not fold it.
+
 The optimised graph depends on the CPU: the block has 16 channels with AVX-512 and 8 with AVX, and Arm CPUs
 mostly have none. So these facts hold for the machine that they were measured on.
 """
 
 import platform
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import onnx
@@ -34,6 +39,10 @@ _REORDERS: Final = ("ReorderInput", "ReorderOutput")
 _CONVOLUTIONS: Final = ("Conv", "FusedConv")
 _POOLS: Final = ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
 _ALIGNMENT: Final = 4
+_CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_INTEGER: Final = re.compile(
+    r"QLinear\w+|QGemm|NhwcMaxPool|(Conv|MatMul)Integer\w*|DynamicQuantizeMatMul|QAttention"
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,10 @@ class LayoutReport:
         fused: Convolutions that took an activation in.
         casts: Conversions between types that the file does not have, as fp16 gets on CPUs.
         reorders: Every reorder, in the order of execution.
-        plain: Convolutions and poolings that keep the plain layout.
+        plain: Convolutions and poolings on floats that keep the plain layout.
+        integers: Kernels of codes: fused groups of Q/DQ, and those that the file has itself, by type.
+        conversions: Operators between codes and floats that are left.
+        unpacked: Those of them that unpack weights, which happens in every run.
     """
 
     machine: str
@@ -89,6 +101,9 @@ class LayoutReport:
     casts: int
     reorders: tuple[Reorder, ...]
     plain: tuple[PlainOperator, ...]
+    integers: Mapping[str, int] = field(default_factory=dict)
+    conversions: int = 0
+    unpacked: int = 0
 
     def count(self, kind: str) -> int:
         """Return how many reorders there are of a type."""
@@ -126,6 +141,9 @@ class LayoutReport:
                 Reorder(r["type"], r["tensor"], tuple(r["neighbours"]), r["bytes"]) for r in data["reorders"]
             ),
             plain=tuple(PlainOperator(**p) for p in data["plain"]),
+            integers=dict(data["integers"]),
+            conversions=data["conversions"],
+            unpacked=data["unpacked"],
         )
 
 
@@ -150,20 +168,29 @@ def analyse(
     operators = Counter(
         f"nchwc.{node.op_type}" if node.domain == _BLOCKED else node.op_type for node in nodes
     )
+    ordered = dict(sorted(operators.items(), key=lambda item: (-item[1], item[0])))
+    conversions = [node for node in nodes if node.op_type in _CONVERSIONS]
+    unpacked = [node for node in conversions if node.input[0] in kernels]
+    unpacking = {name for node in unpacked for name in node.output}
     return LayoutReport(
         machine=platform.machine(),
         block=block,
-        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        operators=ordered,
         fused=sum(_fused(node) for node in nodes),
         casts=max(0, operators["Cast"] - casts),
         reorders=tuple(
             _reorder(node, makers, readers, values) for node in nodes if node.op_type in _REORDERS
         ),
         plain=tuple(
-            PlainOperator(node.name or node.output[0], node.op_type, _why(node, kernels, values, block))
+            PlainOperator(
+                node.name or node.output[0], node.op_type, _why(node, kernels, values, block, unpacking)
+            )
             for node in nodes
             if node.domain != _BLOCKED and node.op_type in (*_CONVOLUTIONS, *_POOLS)
         ),
+        integers={name: count for name, count in ordered.items() if _INTEGER.fullmatch(name)},
+        conversions=len(conversions),
+        unpacked=len(unpacked),
     )
 
 
@@ -191,8 +218,11 @@ def _why(
     kernels: Mapping[str, onnx.TensorProto],
     values: Mapping[str, Value],
     block: int | None,
+    unpacking: Collection[str],
 ) -> str:
     """Return the condition that a convolution or pooling does not meet."""
+    if len(node.input) > 1 and node.input[1] in unpacking:
+        return "its kernel is unpacked in every run"
     if block is None:
         return "ONNX Runtime has no blocked layout on this CPU"
     if node.op_type in _POOLS:

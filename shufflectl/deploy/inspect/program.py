@@ -12,6 +12,7 @@ from typing import Literal
 from shufflectl.converters.metadata import ModelInfo
 
 __all__ = [
+    "Codes",
     "Contraction",
     "Operation",
     "Program",
@@ -86,12 +87,32 @@ class Value:
         shape: In the file's axis order; a free batch counts as 1; None where even the rank is unknown.
         dtype: A numpy-like name (``float16``); None where unknown.
         constant: Whether it is the same in every run.
+        held: The type in which the file stores a constant that an operator unpacks; None where it is
+            ``dtype``.
+        codes: What its elements stand for where the file says so of the tensor itself.
     """
 
     name: str
     shape: Shape | None
     dtype: str | None
     constant: bool = False
+    held: str | None = None
+    codes: "Codes | None" = None
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The grid of a tensor of integers that stand for ``scale * (code - zero_point)``.
+
+    Attributes:
+        dtype: Of the integers, ``int8`` or ``uint8``; None where unknown.
+        scale: The distance of two codes.
+        zero_point: The code of 0, as the file has it.
+    """
+
+    dtype: str | None
+    scale: float
+    zero_point: int
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,8 @@ class Operation:
         biases: How many of ``weights``, at the end, are biases, which the paper's memory access cost omits.
         contraction: Its dimensions where it multiplies matrices; None where it does not, or where they are
             unknown.
+        codes: The grid of the codes that a conversion makes, or reads; None for other operators, and where it
+            is not one grid for the whole tensor.
     """
 
     name: str
@@ -158,6 +181,7 @@ class Operation:
     weights: tuple[Value, ...] = ()
     biases: int = 0
     contraction: Contraction | None = None
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from shufflectl.converters.metadata import ModelInfo
-from shufflectl.deploy.inspect.program import Role, Shape
+from shufflectl.deploy.inspect.integers import Arithmetic
+from shufflectl.deploy.inspect.program import Codes, Role, Shape
 
 __all__ = ["Finding", "LargestRank", "OperatorSummary", "Summary", "TensorSummary"]
 
@@ -20,11 +21,13 @@ class TensorSummary:
         name: Its name in the file.
         shape: In the file's axis order, None for a free dimension; None where the rank is unknown.
         dtype: A numpy-like name; None where unknown.
+        codes: The grid of its codes, or of the codes that it becomes or is made of; None where it has none.
     """
 
     name: str
     shape: Shape | None
     dtype: str | None
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class OperatorSummary:
         memory_access: Elements read and written: activations in, activations out, weights without biases.
             0 for a reshape, which moves nothing. None where a shape is unknown.
         memory_bytes: The same in bytes; None where a shape or a type is unknown.
+        arithmetic: What it computes in: see `integers.Arithmetic`; None for one that only prepares weights.
     """
 
     name: str
@@ -62,6 +66,7 @@ class OperatorSummary:
     multiply_adds: int | None
     memory_access: int | None
     memory_bytes: int | None
+    arithmetic: Arithmetic | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,19 @@ class Summary:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
+    def arithmetic(self) -> dict[str, int]:
+        """How many operators compute in codes of eight bits and in floats, and how many convert."""
+        counts = Counter(operator.arithmetic for operator in self.operators)
+        return {kind: counts[kind] for kind in get_args(Arithmetic)}
+
+    @property
+    def multiply_adds_in_codes(self) -> int | None:
+        """Those of the multiply-adds that are of codes; None where some are unknown."""
+        if self.multiply_adds is None:
+            return None
+        return sum(o.multiply_adds or 0 for o in self.operators if o.arithmetic == "codes")
+
+    @property
     def memory_by_role(self) -> dict[str, int]:
         """Elements read and written, as far as known, by what operators do to memory, the most first."""
         totals: Counter[str] = Counter()
@@ -168,5 +186,7 @@ class Summary:
             "schema": SCHEMA,
             **data,
             "histogram": self.histogram,
+            "arithmetic": self.arithmetic,
+            "multiply_adds_in_codes": self.multiply_adds_in_codes,
             "memory_by_role": self.memory_by_role,
         }

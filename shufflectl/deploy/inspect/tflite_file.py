@@ -8,6 +8,7 @@ visited is bounded. Where a runtime would call another subgraph, its cost is unk
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from shufflectl.converters.metadata import METADATA_KEY
 from shufflectl.deploy.files import EXPORT_AGAIN, info_from_text, read_file
 from shufflectl.deploy.inspect.program import (
+    Codes,
     Contraction,
     Operation,
     Program,
@@ -115,6 +117,9 @@ def read_tflite(path: Path) -> tuple[Program, int]:
         raise ArtifactError(f"{path} is a damaged or truncated TFLite file", hint=EXPORT_AGAIN) from error
 
 
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+
+
 class _Reader:
     """One file's tables."""
 
@@ -212,7 +217,11 @@ class _Reader:
             size if size >= 0 and (d is not None or axis == 0) else None
             for axis, (size, d) in enumerate(zip(shape, declared, strict=True))
         )
-        return Value(name, inner, dtype, constant), Value(name, declared, dtype, constant)
+        codes = _codes(tensor, dtype)
+        return (
+            Value(name, inner, dtype, constant, codes=codes),
+            Value(name, declared, dtype, constant, codes=codes),
+        )
 
     def _metadata(self) -> dict[str, str]:
         found = {}
@@ -235,7 +244,7 @@ class _Reader:
             role = "weights"
             for i in made:
                 v = self._tensors[i]
-                self._tensors[i] = Value(v.name, v.shape, v.dtype, constant=True)
+                self._tensors[i] = replace(v, constant=True, held=given[0].held or given[0].dtype)
         outputs = tuple(self._tensors[i] for i in made)
         weights, biases = _weights(kind, role, inputs)
         return Operation(
@@ -247,6 +256,7 @@ class _Reader:
             weights,
             biases,
             self._contraction(kind, op, inputs, outputs),
+            next((v.codes for v in (*outputs, *given) if v.codes), None) if kind in _CONVERSIONS else None,
         )
 
     def _contraction(
@@ -278,6 +288,16 @@ class _Reader:
                 first[-2] if adjoint else first[-1], columns, math.prod(result) // max(columns, 1)
             )
         return None
+
+
+def _codes(tensor: Any, dtype: str | None) -> Codes | None:
+    """Return the grid of a tensor of codes, if it is one for the whole tensor."""
+    found = tensor.Quantization()
+    if found is None or found.ScaleLength() != 1 or dtype not in ("int8", "uint8", "int16"):
+        return None
+    scale = float(found.Scale(0))
+    zero = int(found.ZeroPoint(0)) if found.ZeroPointLength() else 0
+    return Codes(dtype, scale, zero) if math.isfinite(scale) else None
 
 
 def _names(enumeration: type) -> dict[int, str]:

@@ -21,6 +21,8 @@ _MOST_RANK: Final = 6
 _FLOAT: Final = ("float32",)
 _FLOATS: Final = ("float32", "float16")
 _QUANTISED: Final = ("float32", "int8", "uint8")
+_DYNAMIC: Final = {("float32", "int8")}
+"""Activations and weights of dynamic range: the delegate rounds the former by their range on each image."""
 _FUSED: Final = ask.activation("NONE", "RELU", "RELU_N1_TO_1", "RELU6")
 
 
@@ -53,6 +55,17 @@ def _all_typed(node: Node) -> str:
         if why := _whole(tensor):
             return why
     return ""
+
+
+def _requantised(node: Node) -> str:
+    """Check codes that become other codes: of the same type, at most so many steps to one."""
+    image, made = node.input(0), next(iter(node.outputs), None)
+    if image is None or made is None or image.dtype not in ("int8", "uint8"):
+        return ""
+    if image.dtype != made.dtype:
+        return f"from {image.dtype} to {made.dtype}, and it takes codes of one type"
+    ratio = image.scale / made.scale if made.scale else 0.0
+    return "" if 1 / 256 <= ratio <= 128 else f"scales {ratio:.3g} times apart, and it takes 1/256 to 128"
 
 
 def _ranks(most: int = _MOST_RANK, least: int = 0) -> Check:
@@ -88,7 +101,8 @@ def _convolution(axis: int) -> Check:
             return f"scales along axis {kernel.axis} of the kernel, and it takes {axis}"
         if node.type == "CONV_2D" and image.shape[3] < kernel.shape[3]:
             return "fewer channels than the kernel reads"
-        if image.dtype != kernel.dtype and (image.dtype, kernel.dtype) != ("float32", "float16"):
+        unpacked = {("float32", "float16")} | (_DYNAMIC if node.type == "CONV_2D" else set())
+        if image.dtype != kernel.dtype and (image.dtype, kernel.dtype) not in unpacked:
             return f"mixed types {image.dtype} and {kernel.dtype}"
         return ""
 
@@ -103,7 +117,7 @@ def _dense(node: Node) -> str:
         return "version 8 (sparse weights)"
     if kernel.dtype != "float32" and not kernel.constant:
         return "a kernel that is not constant"
-    mixed = {(image.dtype, kernel.dtype)} - {("float32", "float16"), ("int8", "int4")}
+    mixed = {(image.dtype, kernel.dtype)} - {("float32", "float16"), ("int8", "int4")} - _DYNAMIC
     if image.dtype != kernel.dtype and mixed:
         return f"mixed types {image.dtype} and {kernel.dtype}"
     return ""
@@ -209,6 +223,7 @@ XNNPACK: Final = Delegate(
                     _ranks(),
                     _typed(_QUANTISED),
                     ask.dtype({"int8", "uint8"}, output=0),
+                    _requantised,
                 ),
             ),
             "DEQUANTIZE": Support(
