@@ -90,7 +90,7 @@ def settle(
 ) -> Calibration:
     """Return a calibration with the biases that its layers need together.
 
-    The images are run once, and once more for every four layers.
+    The images are run a few times.
 
     Args:
         graph: The captured graph.
