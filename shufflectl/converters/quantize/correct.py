@@ -3,10 +3,11 @@
 1. Weights that are rounded differ by some dW from what they were, and a layer's mean result by that of dW on
    the same input: a constant for each output channel, which goes into the bias (M. Nagel et al., ICCV 2019,
    section 4.2). It is observed in floating point, borders included.
-2. What is left, of codes that end at a ReLU and of the layers before, is measured for the last layers: the mean
-   result of the graph in codes against that of the floats, one layer after the other, since what one is off by
-   reaches those behind it. Several at once would correct the same error again and again (four at a time take
-   MobileNet V1 x0.25 from 29 dB to 4), and a deep network one by one would take as many runs as it has layers.
+2. What is left, of codes that end at a ReLU and of the layers before, is measured for the last layers: the
+   mean result of the graph in codes against that of the floats, one layer after the other, since what one
+   is off by reaches those behind it. Several at once would correct the same error again and again (four at
+   a time take MobileNet V1 x0.25 from 29 dB to 4), and a deep network one by one would take as many runs as
+   it has layers.
 """
 
 from collections.abc import Callable, Mapping

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from converters.quantize.nets import images, runner, session, tensors
+from converters.rewrite.random_nets import Net
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.pixels import fold_preprocess, take_bytes
 from shufflectl.converters.quantize.annotate import annotated
@@ -28,14 +29,14 @@ def calibration() -> Calibration:
     return calibrated(tiny_graph(), Recipe())
 
 
-def sqnr(graph: Graph, found: Calibration) -> float:
+def sqnr(graph: Graph, found: Calibration, output: str = "logits") -> float:
     """Return the SQNR of the outputs on other images, in dB."""
     prepared = found.prepare(graph)
     proto = with_qdq(annotated(prepared, prepared, found.scales(prepared))).to_proto()
-    running, name = session(proto, ["logits"]), str(graph.inputs[0].name)
+    running, name = session(proto, [output]), str(graph.inputs[0].name)
     batches = images(graph, 32, seed=1)
-    wanted = np.concatenate([t["logits"] for t in tensors(graph, batches)])
-    given = np.concatenate([running.run(["logits"], {name: batch})[0] for batch in batches])
+    wanted = np.concatenate([t[output] for t in tensors(graph, batches)])
+    given = np.concatenate([running.run([output], {name: batch})[0] for batch in batches])
     return float(10 * np.log10(np.square(wanted).sum() / np.square(given - wanted).sum()))
 
 
@@ -55,6 +56,18 @@ def test_a_graph_that_takes_pixels_is_corrected_by_its_own_tensors(as_bytes: boo
     prepared = found.prepare(graph)
     assert found.shifts
     assert set(found.shifts) <= {str(value.name) for node in prepared.nodes for value in node.outputs}
+
+
+def test_corrected_biases_do_not_run_away_in_a_deep_chain() -> None:
+    net = Net(3, batch=1)
+    x = net.act(net.conv(net.input(3, 16), 8))
+    for _ in range(12):
+        x = net.act(net.conv(x, 8))
+    net.outputs.append(net.conv(x, 5))
+    graph = net.finish()
+    output = str(graph.outputs[0].name)
+    plain = sqnr(graph, calibrated(graph, Recipe(correct_bias=False)), output)
+    assert sqnr(graph, calibrated(graph, Recipe()), output) > plain - 1
 
 
 def test_it_survives_being_written_down(calibration: Calibration) -> None:
