@@ -14,15 +14,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def network(name: str, weights: Path) -> "tuple[torch.nn.Module, tuple[torch.Tensor, ...]]":
-    """Return a model in evaluation mode with a checkpoint's weights, and an input for it."""
+    """Return a model in evaluation mode with a checkpoint's weights, and an input for it.
+
+    Args:
+        name: Of the registry; ``NAME@SIZE`` for images of another size than its own.
+        weights: The checkpoint, whose last matrix has a row for each class.
+    """
     import torch
 
     from shufflectl.models import zoo
 
+    name, _, given = name.partition("@")
     variant = zoo.variant(name)
-    module = variant.build()
-    module.load_state_dict(torch.load(weights, weights_only=True))
-    return module.eval(), (torch.zeros(1, 3, variant.input_size, variant.input_size),)
+    state = torch.load(weights, weights_only=True)
+    classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim > 1][-1]
+    module = variant.build(classes)
+    module.load_state_dict(state)
+    size = int(given) if given else variant.input_size
+    return module.eval(), (torch.zeros(1, 3, size, size),)
 
 
 class Stopwatch:
