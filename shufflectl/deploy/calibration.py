@@ -285,7 +285,8 @@ def _from_npz(
                 f"takes float32 [N, {', '.join(map(str, wanted))}]",
                 hint="give pictures (uint8, [N, H, W, 3]), or arrays of floats as the network takes them",
             )
-        checked[name] = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
+            checked[name] = array.astype(np.float32, copy=False)
         if not np.isfinite(checked[name]).all():
             raise DataError(
                 f"the array for {name!r} in {path} holds NaN or infinity", hint="check the images"
@@ -310,6 +311,11 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             )
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+    except MemoryError as error:
+        raise DataError(
+            f"{path} holds an array that does not fit into memory",
+            hint="give fewer images, or a folder of pictures, which are read one at a time",
+        ) from error
     except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[:1]

@@ -23,7 +23,7 @@ from shufflectl.deploy.quantization import Quantized
 from shufflectl.deploy.runtimes.litert import LiteRT
 from support.tflite import NAMES, census, emit_bytes, model_of, run, trace_of
 
-PLAIN = Recipe(equalise=0, correct_bias=False)
+PLAIN = Recipe(equalise=0.0, correct_bias=False)
 
 
 @dataclass(frozen=True)

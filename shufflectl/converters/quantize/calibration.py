@@ -80,7 +80,7 @@ class Calibration:
         It computes the same, up to rounding and the correction.
 
         Raises:
-            DataError: The calibration is of another graph.
+            DataError: The calibration is of another graph, or its figures are.
         """
         graph = self.equalised(graph)
         own = {name: shift for name, shift in self.own_shifts.items() if name not in self.floats}
@@ -177,9 +177,9 @@ class Calibration:
                 int(data["seed"]),
                 {str(name): (float(low), float(high)) for name, (low, high) in data["ranges"].items()},
                 float(data["equalise"]),
-                {str(name): np.asarray(values, np.float32) for name, values in data["magnitudes"].items()},
-                {str(name): np.asarray(values, np.float32) for name, values in data["shifts"].items()},
-                {str(name): np.asarray(values, np.float32) for name, values in data["own_shifts"].items()},
+                _channels(data["magnitudes"]),
+                _channels(data["shifts"]),
+                _channels(data["own_shifts"]),
                 frozenset(str(name) for name in data["floats"]),
             ).sound(data["schema"])
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -205,6 +205,11 @@ class Calibration:
     def to_bytes(self) -> bytes:
         """Return the calibration as a JSON file, the same bytes for the same calibration."""
         return (json.dumps(self.to_json(), separators=(",", ":")) + "\n").encode()
+
+
+def _channels(data: Mapping[Any, Any]) -> dict[str, NDArray[np.float32]]:
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
+        return {str(name): np.asarray(values, np.float32) for name, values in data.items()}
 
 
 def _figures(array: NDArray[np.float32]) -> list[float]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.operators import hold, weighted
 from shufflectl.converters.quantize.scales import Scale, weight_codes
+from shufflectl.errors import DataError
 
 __all__ = ["Means", "biased", "measured_shifts", "probe", "shifted"]
 
@@ -42,11 +43,20 @@ def shifted(graph: Graph, shifts: Mapping[str, NDArray[np.floating]]) -> Graph:
     Args:
         graph: A captured graph.
         shifts: One number an output channel, by the tensor that is made.
+
+    Raises:
+        DataError: There are more or fewer numbers than channels.
     """
     copy = graph.clone()
     for node in copy.nodes:
         found, name = weighted(node), str(node.outputs[0].name)
         if found is not None and found.bias is not None and name in shifts:
+            if shifts[name].shape != found.bias.shape:
+                raise DataError(
+                    f"the calibration corrects {shifts[name].size} channels of {name!r}, which has "
+                    f"{found.bias.size}",
+                    hint="calibrate again",
+                )
             hold(copy, node, 2, found.bias.astype(np.float64) + shifts[name])
     return copy
 
