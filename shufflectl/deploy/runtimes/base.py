@@ -79,7 +79,10 @@ def bias_flaw(source: Scale, weights: NDArray[np.float32], bias: NDArray[np.floa
     The bias is added to products of codes, so no other scale makes sense; runtimes take it for granted.
     """
     expected = np.float64(source.scale) * weights.astype(np.float64)
-    given = np.broadcast_to(bias.astype(np.float64), expected.shape)
+    given = bias.astype(np.float64)
+    if expected.size != given.size and 1 not in (expected.size, given.size):
+        return f"the bias has {given.size} scales, and the weights have {expected.size}"
+    expected, given = np.broadcast_arrays(expected, given)
     wrong = np.abs(given - expected) > 1e-5 * np.abs(expected)
     if not wrong.any():
         return ""

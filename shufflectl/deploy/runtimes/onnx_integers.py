@@ -14,13 +14,22 @@ _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 def onnx_integers(proto: onnx.ModelProto) -> Integers:
-    """Return the grid of every tensor that is rounded or the result of that, and biases with wrong scales."""
+    """Return the grid of every tensor that is rounded or the result of that, and biases with wrong scales.
+
+    What makes no sense, and what a file keeps elsewhere, has no grid: the runtime says whether it can run.
+    """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     makers = {name: node for node in proto.graph.node for name in node.output if name}
 
     def array(name: str) -> NDArray[np.float64] | None:
         tensor = constants.get(name)
-        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
+        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        try:
+            found = np.asarray(numpy_helper.to_array(tensor))
+        except (KeyError, TypeError, ValueError):  # of a type, or with bytes, that are none
+            return None
+        return found if found.dtype.kind in "fiu" and found.size else None
 
     def parameters(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         node = makers.get(name)
@@ -31,7 +40,9 @@ def onnx_integers(proto: onnx.ModelProto) -> Integers:
 
     def grid(name: str) -> Scale | None:
         found = parameters(name)
-        if found is None or found[0].size != 1 or found[1].dtype not in (np.uint8, np.int8):
+        if found is None or not found[0].size == found[1].size == 1:
+            return None
+        if found[1].dtype not in (np.uint8, np.int8) or not np.isfinite(found[0]).all():
             return None
         zero = int(found[1].reshape(())) - (128 if found[1].dtype == np.uint8 else 0)
         return Scale(float(found[0].reshape(())), zero)
@@ -39,11 +50,11 @@ def onnx_integers(proto: onnx.ModelProto) -> Integers:
     grids = {name: scale for name in makers if (scale := grid(name)) is not None}
     for name in list(grids):
         rounding = makers.get(makers[name].input[0])
-        if rounding is not None and rounding.op_type == "QuantizeLinear":
+        if rounding is not None and rounding.op_type == "QuantizeLinear" and rounding.input:
             grids.setdefault(rounding.input[0], grids[name])
     flaws = {}
     for node in proto.graph.node:
-        if node.op_type not in _WEIGHTED or len(node.input) < 3:
+        if node.op_type not in _WEIGHTED or len(node.input) < 3 or not node.output:
             continue
         source, weights, bias = grids.get(node.input[0]), parameters(node.input[1]), parameters(node.input[2])
         if source is not None and weights is not None and bias is not None:

@@ -225,7 +225,10 @@ class _Reader:
         if kind == "string":
             start, count = self.vector(position, 1)
             self.number(start + count, "<B")  # the zero byte behind it
-            return self.data[start : start + count].decode(errors="replace")
+            try:
+                return self.data[start : start + count].decode()
+            except UnicodeDecodeError as e:  # LiteRT's Python interface decodes names, and would fail
+                raise _DamagedError("a string is not UTF-8") from e
         if kind == "[1]":
             return self.vector(position, 1)
         if kind in ("[4]", "[8]"):
@@ -483,6 +486,11 @@ def _check_quantization(tensor: Mapping[str, Any], shape: list[int]) -> None:
         )
     if not np.isfinite(scales).all() or (scales <= 0).any():
         raise _DamagedError(f"tensor {name!r} has a scale that is no positive number")
+    dtype = _DTYPES.get(tensor.get("type", 0))
+    if dtype is not None and dtype.kind in "iu":
+        held = np.iinfo(dtype)
+        if min(zeros) < held.min or max(zeros) > held.max:
+            raise _DamagedError(f"tensor {name!r} of {dtype} has a zero point that its type does not hold")
 
 
 def _notes(data: bytes, model: Mapping[str, Any]) -> dict[str, bytes]:
