@@ -118,6 +118,10 @@ def default_limits(precision: str) -> Limits:
     return limits
 
 
+_STEP: Final = 4
+"""How many steps of a tensor one step of a tensor before it may make."""
+
+
 @dataclass(frozen=True)
 class CodeLimits:
     """How far the codes of one layer may be from those that the graph makes of what the layer read.
@@ -138,6 +142,17 @@ class CodeLimits:
     def for_means(self) -> Self:
         """The limits that means over a whole image are held to."""
         return replace(self, different=max(self.different, self.means))
+
+    def for_roundings(self, count: int) -> Self:
+        """Return the limits where several tensors are rounded between those that are compared.
+
+        A step of one of those before may be several of the last one: its scale is smaller, or weights enlarge
+        it.
+        """
+        more = max(count - 1, 0)
+        return replace(
+            self, different=min(1.0, self.different * (1 + more)), largest=self.largest + _STEP * more
+        )
 
     def allow(self, different: int, elements: int, largest: int) -> bool:
         """Whether codes are within the limits."""

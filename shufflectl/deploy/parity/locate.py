@@ -336,8 +336,9 @@ class _Examiner:
         codes = None
         if not wrong and counted is not None and self.codes is not None:
             limits = self.codes.limits
-            kinds = {self.graph.nodes[index].op_type for index in segment.nodes}
-            codes = counted.result(limits.for_means if kinds & _MEANS else limits)
+            kinds = [self.graph.nodes[index].op_type for index in segment.nodes]
+            limits = limits.for_roundings(kinds.count("QuantizeLinear"))
+            codes = counted.result(limits.for_means if _MEANS.intersection(kinds) else limits)
         return Layer(
             tensor=name,
             held_as=name if view is None else ", ".join(view.names),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from converters.quantize.nets import images, runner
+from converters.rewrite.nets import captured
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.quantize.calibrate import calibrate
 from shufflectl.converters.quantize.recipe import Recipe
@@ -22,8 +23,9 @@ from shufflectl.deploy.parity.codes import CodeCounter, CodeReference
 from shufflectl.deploy.parity.limits import CODE_LIMITS
 from shufflectl.deploy.parity.locate import Divergence, Examination, examine
 from shufflectl.deploy.quantization import Quantized
+from shufflectl.models.shufflenet_v1 import ShuffleNetV1
 from support import spoil_codes
-from support.nets import tiny_graph
+from support.nets import randomise, tiny_graph
 
 IMAGES = np.random.default_rng(7).standard_normal((3, 3, 32, 32), dtype=np.float32)
 FORMS = {"onnx": "fold-split", "tflite": "fold", "coreml": "native"}
@@ -94,6 +96,25 @@ def test_a_file_as_exported_agrees_in_codes(artifact: Path) -> None:
     coded = [layer for layer in found.layers if layer.codes is not None]
     assert len(coded) > 10
     assert all(layer.codes and layer.codes.largest <= 1 for layer in coded)
+
+
+@pytest.mark.parametrize("target", FORMS)
+def test_several_roundings_between_two_tensors_are_allowed_for(target: str, tmp_path: Path) -> None:
+    # V1's sums are made of tensors that no file names: what a ReLU behind the concat cuts off is cut off there.
+    net = randomise(ShuffleNetV1(2, None, 5, stem=8, stages=(16, 32, 48), units=(2, 1, 1)))
+    graph = captured(net, size=64)
+    found = calibrate(graph, runner(images(graph, 8)), Recipe(), source="noise", images=8, seed=0)
+    network = Quantized(graph, found)
+    path = tmp_path / f"v1{TARGETS[target].extension}"
+    options = EmitOptions("int8", minimum_deployment_target="iOS17")
+    form, _ = network.form(Candidate("fold" if target != "coreml" else "native"))
+    TARGETS[target].emit(form, ModelInfo("v1", precision="int8"), options, path)
+    limits = CODE_LIMITS[target]
+    feeds = {str(graph.inputs[0].name): np.concatenate(images(graph, 2, seed=5))}
+    with runtimes.choose(target, ()).load(path) as session:
+        codes = CodeReference(network.in_codes, limits)
+        seen = examine(network.reference(), session, feeds, limits.numbers, codes=codes)
+    assert seen.divergence is None, seen.divergence.sentence
 
 
 def test_a_scale_that_is_two_percent_off_is_named(artifact: Path) -> None:
