@@ -100,7 +100,7 @@ def test_a_file_as_exported_agrees_in_codes(artifact: Path) -> None:
 
 @pytest.mark.parametrize("target", FORMS)
 def test_several_roundings_between_two_tensors_are_allowed_for(target: str, tmp_path: Path) -> None:
-    # V1's sums are made of tensors that no file names: what a ReLU behind the concat cuts off is cut off there.
+    # V1's sums are made of tensors that no file names: what a ReLU behind the concat cuts off is not there.
     net = randomise(ShuffleNetV1(2, None, 5, stem=8, stages=(16, 32, 48), units=(2, 1, 1)))
     graph = captured(net, size=64)
     found = calibrate(graph, runner(images(graph, 8)), Recipe(), source="noise", images=8, seed=0)
