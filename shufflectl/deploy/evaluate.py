@@ -28,7 +28,7 @@ from shufflectl.deploy.onnx_model import is_file
 from shufflectl.deploy.options import ParityOptions, parse_factory
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.nway import Member
-from shufflectl.deploy.runtimes.base import Session
+from shufflectl.deploy.parity.ports import Ports
 from shufflectl.deploy.verify import Notify
 from shufflectl.errors import ArtifactError, DataError, GateError
 from shufflectl.models import LoadedModel
@@ -403,9 +403,9 @@ def _evaluate(
             runtime = runtimes.choose(artifact.target, options.runtimes, python=options.runtime_python)
             session = stack.enter_context(runtime.load(artifact.path, threads=options.threads))
             member = Member.from_session(artifact.file, artifact.precision, session)
-            source, preprocess = _preprocess_of(session, info, loaded)
-            takes_bytes = any(spec.dtype == np.uint8 for spec in session.inputs)
-            runners.append(_Runner(member, preprocess, takes_bytes))
+            ports = Ports(session, artifact.file)
+            source, preprocess = _preprocess_of(ports, info, loaded)
+            runners.append(_Runner(member, preprocess, ports.takes_bytes))
             described.append((f"{runtime.name} {runtime.available().version}".strip(), source))
         everyone = runners if reference is None else [reference, *runners]
         for runner in everyone:
@@ -458,19 +458,22 @@ def _evaluate(
 
 
 def _preprocess_of(
-    session: Session, manifest: ModelInfo | None, loaded: LoadedModel | None
+    ports: Ports, manifest: ModelInfo | None, loaded: LoadedModel | None
 ) -> tuple[str, Preprocess]:
-    """Return what a file is fed with, and who says so."""
-    own = session.info
+    """Return what a file is fed with, and who says so.
+
+    Of a file that takes codes, and of which nothing else is known, the codes are taken for the pixels.
+    """
+    own = ports.session.info
     if own is not None:
         return "file", own.expects
-    if any(spec.dtype == np.uint8 for spec in session.inputs):
+    if ports.takes_bytes:
         return "assumed", PIXELS
     if manifest is not None:
         return "manifest", manifest.preprocess
     if loaded is not None:
         return "weights", loaded.preprocess
-    return "assumed", IMAGENET
+    return "assumed", ports.codes_as_pixels or IMAGENET
 
 
 def _run(

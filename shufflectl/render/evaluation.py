@@ -72,10 +72,11 @@ def _feeding(output: Output, file: "FileScore") -> None:
     """Say what explains a poor result, and what else a reader must know of it."""
     name = escape(file.artifact.file)
     if file.preprocess_from == "assumed":
-        output.note(
-            f"[yellow]note:[/] {name} does not say how it is fed: ImageNet's mean and standard deviation are "
-            "assumed"
-        )
+        from shufflectl.models.preprocess import IMAGENET
+
+        assumed = file.preprocess
+        what = "ImageNet's mean and standard deviation are" if assumed == IMAGENET else f"{assumed.text} is"
+        output.note(f"[yellow]note:[/] {name} does not say how it is fed: {escape(what)} assumed")
     if file.score.nonfinite:
         output.text(f"[yellow]{name}:[/] outputs of {file.score.nonfinite} images are not finite")
     if file.explanation is not None:

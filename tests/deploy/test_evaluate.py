@@ -308,6 +308,32 @@ def test_a_file_of_another_tool_is_fed_as_imagenet_with_a_note(tmp_path: Path) -
     assert "matched in sorted order" in result.output
 
 
+def test_codes_of_a_file_of_another_tool_are_taken_for_pixels_unless_more_is_known(tmp_path: Path) -> None:
+    data = write_colors(tmp_path / "photos", 4)
+    (path,) = emit(tmp_path / "dist", Brightest(), ModelInfo("colors"), "onnx", size=8)
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    graph = proto.graph
+    # uint8 codes at the border: the network sees (code - 128) / 64.
+    given = graph.input[0].name
+    for node in graph.node:
+        node.input[:] = ["real" if name == given else name for name in node.input]
+    graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", [given, "scale", "zero"], ["real"]))
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1 / 64), "scale"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.uint8(128), "zero"))
+    onnx.save(proto, path)
+    found = only(evaluate([path], data=str(data)))
+    assert ("assumed", 4) == (found.preprocess_from, found.score.top1)
+    assert (1 / 64, (2.0, 2.0, 2.0)) == (found.preprocess.scale, found.preprocess.mean)
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    codes = found.preprocess.apply(pixels)[0, 0] * 64 + 128
+    np.testing.assert_array_equal(pixels[0, :, :, 0], codes)
+    result = cli(path, "--data", data)
+    assert "does not say how it is fed" in result.output
+    assert "ImageNet" not in result.output
+
+
 def test_outputs_that_are_not_finite_are_wrong_and_counted(tmp_path: Path) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

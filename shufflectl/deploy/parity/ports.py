@@ -5,6 +5,7 @@ folded into the file is part of what is compared, and so is what the file claims
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,19 @@ class Ports:
     def takes_bytes(self) -> bool:
         """Whether an image goes in as 8-bit pixels."""
         return any(spec.dtype == np.uint8 and not self._grid(spec) for _, spec, _ in self.inputs)
+
+    @property
+    def codes_as_pixels(self) -> Preprocess | None:
+        """What pixels go through if they are the codes; None where no codes of uint8 go in."""
+        grids = [self._grid(spec) for _, spec, _ in self.inputs if spec.dtype == np.uint8]
+        grid = next((grid for grid in grids if grid is not None), None)
+        if grid is None:
+            return None
+        shift = grid.scale * (grid.zero_point + 128)
+        try:
+            return replace(PIXELS, scale=grid.scale, mean=(shift,) * 3)
+        except ValueError:  # no grid of an image
+            return None
 
     @property
     def foreign(self) -> bool:

@@ -47,11 +47,14 @@ def onnx_integers(proto: onnx.ModelProto) -> Integers:
         zero = int(found[1].reshape(())) - (128 if found[1].dtype == np.uint8 else 0)
         return Scale(float(found[0].reshape(())), zero)
 
+    given = {value.name for value in proto.graph.input}
     grids = {name: scale for name in makers if (scale := grid(name)) is not None}
     for name in list(grids):
         rounding = makers.get(makers[name].input[0])
         if rounding is not None and rounding.op_type == "QuantizeLinear" and rounding.input:
             grids.setdefault(rounding.input[0], grids[name])
+        elif makers[name].input[0] in given:  # codes that the caller gives
+            grids.setdefault(makers[name].input[0], grids[name])
     flaws = {}
     for node in proto.graph.node:
         if node.op_type not in _WEIGHTED or len(node.input) < 3 or not node.output:
