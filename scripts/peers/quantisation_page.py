@@ -43,12 +43,14 @@ def page(records: Sequence[Record]) -> str:
     order = list(zoo.names())
     rows = sorted(records, key=lambda r: (r["weights"] == "random:0", order.index(r["model"]), r["weights"]))
     lines = [
-        "# Eight bits, every model",
+        "# Eight bits, model by model",
         "",
         "Made by `scripts/quantisation_table.py`; what the words mean is in [eight bits](quantisation.md).",
         "Every figure is on images that the network was not calibrated on, against torch in fp32.",
         "",
         *_versions(rows),
+        "",
+        f"{_models(rows)} of the {len(order)} models of the registry are here; the others are unmeasured.",
         "",
         "- *top-1*: the share of images on which torch and the file name the same class.",
         "- *size*: the int8 file next to the fp32 file of the same target.",
@@ -198,3 +200,7 @@ def _share(verdicts: Iterable[tuple[str, bool]]) -> str:
 def _named(names: Iterable[str]) -> str:
     found = list(names)
     return f" Not: {', '.join(found)}." if found else ""
+
+
+def _models(rows: Sequence[Record]) -> int:
+    return len({row["model"] for row in rows})
