@@ -393,7 +393,11 @@ class _Examiner:
         return {**group.arrays, **tensors, **outputs}
 
     def divergence(self, layers: Sequence[Layer]) -> Divergence | None:
-        """Return the first layer that diverges."""
+        """Return the first layer that diverges.
+
+        Of a graph in codes that is all: where every layer makes the codes that it should, single codes that
+        fall on the other side move others behind them, and neither the file nor the graph is the right one.
+        """
         wrong = [layer for layer in layers if layer.diverges]
         if not wrong and self.codes is None:
             wrong = self._outliers(layers)
@@ -401,7 +405,9 @@ class _Examiner:
             first = wrong[0]
             others = tuple(layer.tensor for layer in wrong[1:])
             return Divergence("jump", first, self._diagnose(first), others)
-        for suspect in () if self.codes is not None else self._suspects(layers):
+        if self.codes is not None:
+            return None
+        for suspect in self._suspects(layers):
             diagnosis = self._diagnose(suspect)
             if diagnosis.exact:
                 return Divergence("jump", suspect, diagnosis)
