@@ -9,8 +9,10 @@ Two sections are measured by default:
 - runtimes: across LiteRT, ONNX Runtime, ncnn, MNN, OpenVINO and ExecuTorch. Each round runs one fresh process
   a contestant, in random order; a round's ratio of medians is one observation.
 
-And two that are looked at rather than measured:
+And on request:
 
+- int8 (`--only int8`): the same within ONNX Runtime and LiteRT for eight bits: our files against those of
+  `quantize_static` and ai-edge-quantizer's static_wi8_ai8, calibrated on the same images.
 - profile: where the time goes, by kind of operator.
 - coreml: what is in our Core ML package and in coremltools' own, which only Apple's systems can run.
 
@@ -60,6 +62,9 @@ FORMS = (
 )
 TOLERANCE = 1e-4
 """The largest difference of a logit, relative to the largest logit; the runtimes come within 1e-5."""
+
+CODE_TOLERANCE = 0.15
+"""The same for int8, which is no more than a sign that it is the same network."""
 
 Record = dict[str, Any]
 
@@ -112,8 +117,14 @@ def _measure(
     if "runtimes" in sections:
         for model, engine in itertools.product(arguments.across, engines):
             bench.check(model, engine, builder.across(model, engine), document)
+    if "int8" in sections:
+        for model, engine in itertools.product(arguments.across, OURS):
+            bench.check(model, engine, builder.in_codes(model, engine), document, CODE_TOLERANCE)
     if not arguments.processes:
         return False
+    if "int8" in sections:
+        document["int8"] = []
+        bench.pairs(arguments.across, document, save, "int8")
     if "pairs" in sections:
         document["pairs"] = []
         bench.pairs(arguments.models, document, save)
@@ -176,6 +187,7 @@ def _environments(sections: Iterable[str], engines: Iterable[str]) -> list[str]:
     others = [ENGINES[name].environment for name in engines]
     wanted = {
         "pairs": ["litert-torch"],
+        "int8": ["litert-torch"],
         "runtimes": ["litert-torch", *(name for name in others if name != OWN)],
         "profile": ["litert-torch"],
         "coreml": ["coremltools"],
@@ -224,7 +236,14 @@ class Bench:
         reply: Record = json.loads(self._reply.read_text(encoding="utf-8"))
         return reply | {"seed": request["seed"], "load": load}
 
-    def check(self, model: str, engine: str, files: Mapping[str, Path], document: Record) -> None:
+    def check(
+        self,
+        model: str,
+        engine: str,
+        files: Mapping[str, Path],
+        document: Record,
+        tolerance: float = TOLERANCE,
+    ) -> None:
         """Compare every file's logits with torch's, the floor's excepted.
 
         Raises:
@@ -237,20 +256,23 @@ class Bench:
             document["settings"][engine] = reply["settings"]
             for label, logits in reply["logits"].items():
                 error = float(np.abs(np.asarray(logits) - wanted).max() / np.abs(wanted).max())
-                if not error <= TOLERANCE and label != FLOOR:
+                if not error <= tolerance and label != FLOOR:
                     title = ENGINES[engine].title
                     raise SystemExit(f"{model}, {label}, {title}: a logit is off by {error:.1e}: not timed")
 
-    def pairs(self, models: Sequence[str], document: Record, save: Callable[[], None]) -> None:
-        """Measure within each runtime; fill ``document["pairs"]``."""
+    def pairs(
+        self, models: Sequence[str], document: Record, save: Callable[[], None], section: str = "pairs"
+    ) -> None:
+        """Measure within each runtime; fill the section of the document."""
+        find = self._builder.in_codes if section == "int8" else self._builder.contestants
         jobs = list(itertools.product(models, OURS, self._arguments.threads))
         for number in range(self._arguments.processes):
             for model, engine, threads in self._order.sample(jobs, len(jobs)):
-                files = self._builder.contestants(model, engine)
+                files = find(model, engine)
                 reply = self._run(model, engine, files, threads)
-                document["pairs"].append(_record(reply, model, threads, number) | {"engine": engine})
+                document[section].append(_record(reply, model, threads, number) | {"engine": engine})
             save()
-            print(f"pairs {number + 1}/{self._arguments.processes}", file=sys.stderr, flush=True)
+            print(f"{section} {number + 1}/{self._arguments.processes}", file=sys.stderr, flush=True)
 
     def across(
         self, models: Sequence[str], engines: Sequence[str], document: Record, save: Callable[[], None]

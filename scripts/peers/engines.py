@@ -6,6 +6,7 @@ from peers.environments import OWN
 
 OFFICIAL, AGAIN, NHWC = "official", "official again", "official, NHWC"
 AUTO, FLOOR = "auto", "floor"
+CODES = "auto, codes in and out"
 MODELS = (
     *(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")),
     *(f"shufflenet_v1_g{groups}_x1_0" for groups in (1, 2, 3, 4, 8)),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers.engines import AGAIN, AUTO, ENGINES, NHWC, OFFICIAL
+from peers.engines import AGAIN, AUTO, CODES, ENGINES, NHWC, OFFICIAL
 from peers.environments import OWN, PEERS, requirements
 
 ROOT = PEERS.parents[1]
@@ -61,6 +61,43 @@ class Builder:
         own = self.own(model)[ENGINES[engine].ours]
         folder = self._work / model / "own"
         return files | {form: folder / what["file"] for form, what in own.items() if what["file"]}
+
+    def in_codes(self, model: str, engine: str) -> dict[str, Path]:
+        """Return the int8 files that meet in one runtime, by label; all are calibrated on the same images."""
+        images = self._work / model / "images.npy"
+        self._make(model, "reference-of-codes.npz", "reference.py", after=[images.name])
+        extension = ENGINES[engine].extension
+        program, environment = {
+            ".onnx": ("onnx_quantised.py", OWN),
+            ".tflite": ("tflite_quantised.py", "litert-torch"),
+        }[extension]
+        floats = {OFFICIAL: self.official(model, engine)}
+        if engine == "litert":
+            floats[NHWC] = self._tflite(model, "official-nhwc.tflite", "channels-last")
+        files = {
+            label: self._make(
+                model,
+                f"{path.stem}-int8{extension}",
+                program,
+                environment,
+                arguments=[str(path), str(images)],
+            )
+            for label, path in floats.items()
+        }
+        folder = self._own_codes(model, images)
+        files |= {AGAIN: files[OFFICIAL], AUTO: folder / f"auto{extension}"}
+        return files | ({CODES: folder / "codes.tflite"} if engine == "litert" else {})
+
+    def _own_codes(self, model: str, images: Path) -> Path:
+        folder = self._work / model / "own-codes"
+        stamp = _stamp(PEERS / "own_codes.py", text=self._converters)
+        if not _fresh(folder / "report.json", stamp):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            arguments = [model, str(self._weights(model)), str(images), str(folder)]
+            call([self.python(OWN), str(PEERS / "own_codes.py"), *arguments], f"our int8 files of {model}")
+            _sign(folder / "report.json", stamp)
+        return folder
 
     def across(self, model: str, engine: str) -> dict[str, Path]:
         """Return the files of one runtime that meet other runtimes' files."""
@@ -132,7 +169,7 @@ class Builder:
             program: It is called with the arguments, the file's path, and what comes after.
             environment: Where it runs.
             arguments: By default the model's name and its weights.
-            after: A name that ends in ``.json`` is that of a file beside it.
+            after: A name that ends in ``.json`` or ``.npy`` is that of a file beside it.
         """
         path = self._work / model / name
         before = [model, str(self._weights(model))] if arguments is None else arguments
@@ -140,7 +177,7 @@ class Builder:
         stamp = _stamp(PEERS / program, PEERS / "network.py", *pins, text=f"{self._models} {after}")
         if not _fresh(path, stamp):
             shutil.rmtree(path, ignore_errors=True)
-            rest = [str(path.with_name(a)) if a.endswith(".json") else a for a in after]
+            rest = [str(path.with_name(a)) if a.endswith((".json", ".npy")) else a for a in after]
             command = [self.python(environment), str(PEERS / program), *before, str(path), *rest]
             call(command, f"{name} of {model}")
             if not path.exists():

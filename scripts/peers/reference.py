@@ -1,6 +1,8 @@
 """What every file of the latency comparison has to compute: a random image and the module's own logits.
 
-Usage: reference.py MODEL WEIGHTS OUT.npz
+Usage: reference.py MODEL WEIGHTS OUT.npz [IMAGES.npy]
+
+IMAGES gets 16 other images, to calibrate on.
 """
 
 import sys
@@ -11,9 +13,13 @@ import torch
 from network import network
 
 
-def main(model: str, weights: str, out: str) -> None:
+def main(model: str, weights: str, out: str, more: str = "") -> None:
     module, inputs = network(model, Path(weights))
-    image = np.random.default_rng(0).standard_normal(tuple(inputs[0].shape)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    shape = tuple(inputs[0].shape)
+    image = rng.standard_normal(shape).astype(np.float32)
+    if more:
+        np.save(more, rng.standard_normal((16, *shape[1:])).astype(np.float32))
     with torch.no_grad():
         logits = module(torch.from_numpy(image)).numpy()
     with Path(out).open("wb") as file:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from peers.engines import AGAIN, AUTO, ENGINES, MODELS, NHWC, OFFICIAL, OURS
+from peers.engines import AGAIN, AUTO, CODES, ENGINES, MODELS, NHWC, OFFICIAL, OURS
 from peers.environments import OWN
 
 _GOALS = {
@@ -13,6 +13,8 @@ _GOALS = {
     **{(e, m): 0.96 for e in OURS for m in ("shufflenet_v1_g3_x1_0", "shufflenet_v1_g8_x1_0")},
 }
 _ACROSS_GOAL = 0.90
+_INT8_GOALS = {"onnxruntime": 0.70, "litert": 0.87}
+"""Of ShuffleNet V2 x1.0."""
 
 Estimate = tuple[float, float, float]
 Record = dict[str, Any]
@@ -121,6 +123,27 @@ def met(estimate: Estimate, goal: float) -> str:
     return "yes" if high <= goal else "no" if low > goal else "undecided"
 
 
+def int8_report(document: Record) -> str:
+    """Return the section of int8 files within a runtime, as Markdown."""
+    lines = _preamble(document, OURS, document["int8"])
+    lines += [
+        "",
+        *_head(["runtime, model, threads", "official, ms", "file", "file / official", "goal", "met"]),
+    ]
+    for (engine, model, threads), records in _grouped(document["int8"], "engine", "model", "threads").items():
+        base = f"{np.median([_medians(r)[OFFICIAL] for r in records]):.2f}"
+        goal = _INT8_GOALS[engine] if (model, threads) == ("shufflenet_v2_x1_0", 1) else None
+        for label in (AGAIN, NHWC, AUTO, CODES):
+            estimate = _ratios(records, label, OFFICIAL)
+            if estimate is None:
+                continue
+            what = f"{ENGINES[engine].title}, `{model}`, {threads}"
+            judged = goal if label in (AUTO, CODES) else None
+            verdict = ["", ""] if judged is None else [f"{judged:.2f}", met(estimate, judged)]
+            lines.append(_row([what, base, label, _cell(estimate), *verdict]))
+    return "\n".join(lines)
+
+
 def runtimes_report(document: Record) -> str:
     """Return the section of comparisons across runtimes, as Markdown."""
     lines = _preamble(document, tuple(document["settings"]), document["runtimes"])
@@ -184,6 +207,7 @@ def coreml_report(document: Record) -> str:
 
 REPORTS: dict[str, Callable[[Record], str]] = {
     "pairs": pairs_report,
+    "int8": int8_report,
     "runtimes": runtimes_report,
     "profile": profile_report,
     "coreml": coreml_report,
