@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from shufflectl.converters.metadata import ModelInfo, QuantizationRecord
+from shufflectl.converters.quantize.calibration import Calibration
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.pixels import Given
@@ -54,10 +55,23 @@ def calibrated(request: ExportRequest, given: Given, info: ModelInfo, notify: No
         seen = Quantized(given.graph, replace(calibrator.observed, floats=floats))
         floats |= _mixed(seen, calibrator.images, given, request.target_sqnr, notify)
     found = calibrator.settled(floats)
+    if request.target_sqnr is not None and calibrator.images is not None:
+        # The goal was reached before the last biases were settled, which few images may make worse.
+        plain = replace(calibrator.observed, floats=floats)
+        found = _nearer(given, calibrator.images, found, plain)
     data = found.to_bytes()
     name = f"{info.stem}-calibration.json"
     record = QuantizationRecord(name, hashlib.sha256(data).hexdigest(), tuple(sorted(found.floats)))
     return Codes(Quantized(given.graph, found), record, data, calibrator.images)
+
+
+def _nearer(given: Given, images: Feeds, *calibrations: Calibration) -> Calibration:
+    """Return the calibration whose network comes nearest to floating point on the images."""
+    from shufflectl.deploy.sensitivity import output_sqnr
+
+    return max(
+        calibrations, key=lambda found: output_sqnr(Quantized(given.graph, found), images, given.expects)
+    )
 
 
 def _mixed(

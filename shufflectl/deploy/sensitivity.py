@@ -27,7 +27,7 @@ from shufflectl.deploy.verify import Notify
 from shufflectl.errors import GraphError
 from shufflectl.models.preprocess import Preprocess
 
-__all__ = ["SCHEMA", "LayerCost", "Sensitivity", "fewest_floats", "sensitivity"]
+__all__ = ["SCHEMA", "LayerCost", "Sensitivity", "fewest_floats", "output_sqnr", "sensitivity"]
 
 SCHEMA: Final = "shufflectl.sensitivity/1"
 
@@ -132,6 +132,11 @@ class _Meter:
         origin = captured_of(graph.record(name).origin)
         array = self._images.fed(origin, self._expects)
         return array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
+
+
+def output_sqnr(quantized: Quantized, images: Feeds, expects: Preprocess | None) -> float:
+    """Return the SQNR of a network in codes against floating point, over all outputs, in dB."""
+    return _Meter(quantized, images, expects).sqnr(frozenset())
 
 
 def sensitivity(
