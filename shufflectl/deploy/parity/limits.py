@@ -163,7 +163,7 @@ CODE_LIMITS: Final[Mapping[str, CodeLimits]] = MappingProxyType(
     {
         "onnx": CodeLimits(0.005, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0)),
         "tflite": CodeLimits(0.25, 1, Limits(max_rel=0.05, sqnr=30.0, top1=0.0), means=1.0),
-        "coreml": CodeLimits(0.1, 1, Limits(max_rel=0.1, sqnr=25.0, top1=0.0)),
+        "coreml": CodeLimits(0.2, 1, Limits(max_rel=0.1, sqnr=25.0, top1=0.0)),
     }
 )
 """By target. Integer kernels round the same sum once, and ONNX Runtime's differ where it lies between two
@@ -174,4 +174,5 @@ other side: up to one code in seven was seen (a fully connected layer behind a m
 also rounds what the two zero points add, once for all codes, so that half of them may be a step off, and of a
 few channels all of them.
 XNNPACK rounds once. Core ML computes between codes in fp16, which is off by up to 2^-11 of a number: a
-sixteenth of a step at the largest codes, so that up to one code in ten does."""
+sixteenth of a step at the largest codes, and twice that behind a function such as a sigmoid, where up to
+one code in nine was seen to fall on the other side."""
