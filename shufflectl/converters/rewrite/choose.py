@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+import onnx_ir as ir
+
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, Report, apply, unchanged
 from shufflectl.converters.rewrite.provenance import analyze
@@ -163,6 +165,8 @@ _ORT_CODES = Choice(
         _DOCS,
     ),
 )
+_PREPARES: Final = frozenset({"Add", "Cast", "Div", "Mul", "Pad", "Sub"})
+"""What is done to an image in front of the first convolution."""
 _BY_TARGET: Final = {"onnx": _ORT, "coreml": _CORE_ML, "tflite": _LITERT}
 _TABLE: Final[Mapping[tuple[str, str], Choice]] = MappingProxyType(
     {
@@ -281,11 +285,19 @@ def _multiply_adds(graph: Graph, block: int) -> int:
         if given is None or weight is None:
             continue
         rows, columns, *kernel = weight.shape
-        if node.attributes.get_int("group", 1) == 1 and given.producer() is not None:
+        if node.attributes.get_int("group", 1) == 1 and not _is_image(given):
             columns = -(-columns // block) * block
         area = [d for d in Graph.shape(node.outputs[0])[2:] if isinstance(d, int)]
         total += -(-rows // block) * block * columns * math.prod(kernel) * math.prod(area)
     return total
+
+
+def _is_image(value: ir.Value) -> bool:
+    """Whether a tensor is an input, as it is or prepared."""
+    maker = value.producer()
+    while maker is not None and maker.op_type in _PREPARES and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker is None
 
 
 def lower(graph: Graph, candidate: Candidate) -> tuple[Graph, Report]:

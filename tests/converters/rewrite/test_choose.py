@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from converters.rewrite.nets import captured, difference
+from shufflectl.converters.pixels import fold_preprocess, take_bytes
 from shufflectl.converters.rewrite.choose import (
     NATIVE,
     Candidate,
@@ -18,6 +19,7 @@ from shufflectl.converters.rewrite.choose import (
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options
 from shufflectl.converters.targets import TARGETS
 from shufflectl.errors import UsageError
+from shufflectl.models import load
 from shufflectl.models.shufflenet_v2 import ShuffleNetV2Large
 from support.graphs import graph_from_text
 from support.nets import ShuffleNetV2
@@ -132,6 +134,15 @@ def test_padding_is_left_out_where_counts_are_whole_blocks_already() -> None:
     assert "fold" == settled.candidate.form
     assert 1 == settled.candidate.options.align
     assert difference(whole, lower(whole, settled.candidate)[0]) < 1e-5
+
+
+def test_a_network_that_takes_bytes_gets_the_form_of_one_that_takes_floats() -> None:
+    """What prepares an image in front of the first convolution makes no channels of a network."""
+    model = load("shufflenet_v2_x0_5", weights="digits")
+    plain = captured(model.module, size=32)
+    pixels = take_bytes(fold_preprocess(plain, model.preprocess)[0])
+    choice = choose("onnx", "int8")
+    assert settle(plain, choice) == settle(pixels, choice)
 
 
 def test_what_was_asked_for_stays() -> None:
