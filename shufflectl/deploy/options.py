@@ -237,6 +237,12 @@ class ExportRequest:
 
     def _check_coreml(self) -> None:
         """Refuse now what the Core ML emitter would refuse after the model is captured."""
+        if self.input_type == "uint8" and "coreml" in self.targets and self.batch != 1:
+            raise UsageError(
+                f"Core ML takes one picture at a time, not a batch of {self.batch}",
+                hint="leave out --batch (apps hand over several pictures as an MLBatchProvider), or name the "
+                "other targets",
+            )
         oldest = self.minimum_deployment_target
         if oldest is None:
             return
@@ -251,12 +257,6 @@ class ExportRequest:
             raise UsageError(
                 f"unknown Core ML deployment target {oldest!r}",
                 hint=hint or "choose from: " + ", ".join(DEPLOYMENT_TARGETS),
-            )
-        if self.input_type == "uint8" and "coreml" in self.targets and self.batch != 1:
-            raise UsageError(
-                f"Core ML takes one picture at a time, not a batch of {self.batch}",
-                hint="leave out --batch (apps hand over several pictures as an MLBatchProvider), or name the "
-                "other targets",
             )
         if self.half_io and "coreml" in self.targets and oldest == "iOS15":
             raise UsageError(
