@@ -212,7 +212,8 @@ def _safetensors(path: Path, size: int) -> WeightsFile:
 def _other_kind(start: bytes) -> str:
     if start.startswith(b"PK\x03\x04"):
         return "a zip archive as torch.save writes it"
-    return "a pickle" if start.startswith(b"\x80") else ""
+    # A header of such a length begins with the same byte; behind it a pickle has its protocol, at most 5.
+    return "a pickle" if start.startswith(b"\x80") and start[1:2] <= b"\x05" else ""
 
 
 def _pickled(path: Path, size: int) -> WeightsFile:

@@ -287,6 +287,14 @@ def stored(kind: str) -> bytes:
 WHOLE = {"safetensors": stored("safetensors"), "zip": stored("zip"), "old": stored("old")}
 
 
+def test_a_truncated_header_whose_length_begins_as_a_pickle_does_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    path.write_bytes((0x6680).to_bytes(8, "little") + b'{"net' + b" " * 100)
+    with pytest.raises(CheckpointError, match="truncated or corrupt: its header"):
+        read(path)
+
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(WHOLE)), share=st.floats(0, 1))
 def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, share: float) -> None:
