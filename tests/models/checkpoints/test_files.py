@@ -294,7 +294,6 @@ def test_a_truncated_header_whose_length_begins_as_a_pickle_does_is_truncated(tm
         read(path)
 
 
-
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(WHOLE)), share=st.floats(0, 1))
 def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, share: float) -> None:
