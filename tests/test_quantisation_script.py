@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from converters.quantize.nets import images, runner
+from converters.rewrite.nets import captured
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.quantize.calibrate import calibrate
 from shufflectl.converters.quantize.recipe import Recipe
@@ -109,6 +111,39 @@ def test_inner_codes_are_those_of_the_kernels_that_make_the_outputs(
     assert (1, 8, 4, 4) == codes["stage2.0.branch2.4"].shape
     scale = quantized.in_codes["logits"]
     assert np.array_equal(logits, scale.values(codes["logits"].astype(np.int8)))
+
+
+class Residual(nn.Module):
+    """Six residual units, of which each other one ends with a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 4)
+        self.units = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for place, unit in enumerate(self.units):
+            x = x + unit(x)
+            x = x.relu() if place % 2 else x
+        return self.head(x.mean((2, 3)))
+
+
+def test_sums_are_the_same_codes_in_the_kernels_of_both_runtimes(load: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = captured(Residual(), size=32)
+    found = calibrate(graph, runner(images(graph, 4)), Recipe(), source="noise", images=4, seed=0)
+    emitted, _ = Quantized(graph, found).form(Candidate("native", Options()))
+    paths = []
+    for target in ("onnx", "tflite"):
+        paths.append(tmp_path / f"residual{TARGETS[target].extension}")
+        TARGETS[target].emit(emitted, ModelInfo("residual", precision="int8"), EmitOptions("int8"), paths[-1])
+    image = np.random.default_rng(7).standard_normal((1, 3, 32, 32), dtype=np.float32)
+    first, second = (next(load("peers.inner_codes").inner_codes(path, image)) for path in paths)
+    sums = [name for name in first.keys() & second.keys() if first[name].shape[1:] == (16, 32, 32)]
+    assert len(sums) >= 6
+    for name in first.keys() & second.keys():
+        assert np.array_equal(first[name], second[name]), name
 
 
 def test_converters_get_the_size_and_the_classes_of_what_is_measured(

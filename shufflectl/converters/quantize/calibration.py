@@ -19,6 +19,7 @@ from shufflectl.converters.quantize.equalise import equalised
 from shufflectl.converters.quantize.prescribed import holds, prescribed
 from shufflectl.converters.quantize.recipe import METHODS, Method
 from shufflectl.converters.quantize.scales import Scale, from_range
+from shufflectl.converters.quantize.sums import with_exact_sums
 from shufflectl.converters.quantize.ties import Ties, ties
 from shufflectl.errors import DataError
 
@@ -92,7 +93,8 @@ class Calibration:
         """Return the grid of every tensor of a prepared graph that has codes, the same one for tied tensors.
 
         Tensors that are tied to the result of a bounded function, and stay within its bounds, have the grid
-        that is prescribed for it.
+        that is prescribed for it. Around sums, scales are such that every runtime rounds them alike; see
+        `quantize.sums`.
 
         Raises:
             DataError: The calibration lacks a tensor.
@@ -102,14 +104,18 @@ class Calibration:
         values = [value for node in graph.nodes for value in node.outputs]
         fixed = {str(v.name): scale for v in values if (scale := prescribed(v)) is not None}
         found: dict[str, Scale] = {}
+        lowest: dict[str, float] = {}
         for group in dict.fromkeys(tied.groups.values()):
             members = tied.members(group)
             low, high = self._range(tied, members)
             given = {fixed[name] for name in members if name in fixed}
             known = given.pop() if len(given) == 1 else None
-            scale = known if known is not None and holds(known, low, high) else from_range(low, high, group)
-            found.update(dict.fromkeys(members, scale))
-        return found
+            if known is not None and holds(known, low, high):
+                found[group] = known
+            else:
+                found[group], lowest[group] = from_range(low, high, group), low
+        found = with_exact_sums(graph, tied, found, lowest)
+        return {name: found[group] for name, group in tied.groups.items()}
 
     def require(self, graph: Graph) -> None:
         """Refuse a graph that the calibration was not made on.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shufflectl.errors import GraphError
 
-__all__ = ["Scale", "WeightCodes", "bias_codes", "from_range", "weight_codes"]
+__all__ = ["Scale", "WeightCodes", "bias_codes", "from_range", "over", "weight_codes"]
 
 _LEVELS: Final = 255
 _LOWEST: Final = -128
@@ -82,7 +82,12 @@ def from_range(low: float, high: float, name: str = "a tensor") -> Scale:
             f"tensor {name!r} has no usable range: it was seen between {low:g} and {high:g}",
             hint="look for layers whose weights make activations vanish or overflow",
         )
-    return Scale(scale, int(np.clip(round(_LOWEST - low / scale), _LOWEST, 127)))
+    return over(low, scale)
+
+
+def over(low: float, scale: float) -> Scale:
+    """Return the grid that has a scale, and begins where a range does."""
+    return Scale(scale, int(np.clip(round(_LOWEST - min(low, 0.0) / scale), _LOWEST, 127)))
 
 
 def _up(scales: Any) -> NDArray[np.float32]:

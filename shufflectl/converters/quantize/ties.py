@@ -21,7 +21,15 @@ from shufflectl.converters.bounds import clip_bounds, non_negative
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.movement import CannotExecuteError, data_inputs, is_movement
 
-__all__ = ["Ties", "activation_bounds", "is_activation_tensor", "moved_inputs", "only_activation", "ties"]
+__all__ = [
+    "Ties",
+    "DisjointSets",
+    "activation_bounds",
+    "is_activation_tensor",
+    "moved_inputs",
+    "only_activation",
+    "ties",
+]
 
 _POOLING = frozenset({"AveragePool", "MaxPool", "Resize"})
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -89,11 +97,14 @@ class Ties:
         return [name for name, of in self.groups.items() if of == group]
 
 
-class _Union:
+class DisjointSets:
+    """Sets of names, of which some become one set."""
+
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
+        """Return the name that stands for a name's set."""
         self._parent.setdefault(name, name)
         while self._parent[name] != name:
             self._parent[name] = self._parent[self._parent[name]]
@@ -101,6 +112,7 @@ class _Union:
         return name
 
     def tie(self, names: Iterable[str]) -> None:
+        """Make the sets of names one."""
         first, *rest = [self.find(name) for name in names]
         for name in rest:
             self._parent[self.find(name)] = first
@@ -145,7 +157,7 @@ def _ends(value: ir.Value, candidates: set[ir.Value]) -> bool:
 
 def ties(graph: Graph) -> Ties:
     """Return which tensors of a captured graph share a scale."""
-    union = _Union()
+    union = DisjointSets()
     values = [*graph.inputs, *(v for node in graph.nodes for v in node.outputs)]
     values = [v for v in values if is_activation_tensor(v)]
     moved = {str(v.name) for node in graph.nodes for v in moved_inputs(node)}
