@@ -8,9 +8,10 @@ two codes than they are exact, one rounds up and the other down. With scales as 
 
 Let ``scale(a)`` and ``scale(b)`` be whole multiples of a step ``u``, and ``scale(c)`` an odd one, ``m u``.
 The quotient is then ``n / m`` with a whole ``n``. The middle of two codes is ``(2 k + 1) / 2``, and ``2 n``
-is even where ``m (2 k + 1)`` is odd: the quotient is at least ``1 / (2 m)`` away from it. With ``m`` of 10
-bits that is twice what XNNPACK can be off by (255 codes of either tensor, each by half of 2^-20 where no
-term has a scale twice the result's). There are no ties, which XNNPACK rounds up and the others to even.
+is even where ``m (2 k + 1)`` is odd: the quotient is at least ``1 / (2 m)`` away from it. XNNPACK is off by
+255 codes of either tensor times half of 2^-20 at most, or as many times that as a term's scale is the
+result's; with no multiple of more than 10 bits, that is half of the distance. There are no ties, which
+XNNPACK rounds up and the others to even.
 
 Tensors that sums link have one step, since the result of one is a term of the next. It is a power of two, so
 these scales, too, are numbers that fp16 holds. Ranges grow by a hundredth at most, typically by half of that.
@@ -22,12 +23,12 @@ from typing import Final
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.scales import Scale, over
-from shufflectl.converters.quantize.ties import Ties, DisjointSets, only_activation
+from shufflectl.converters.quantize.ties import DisjointSets, Ties, only_activation
 
 __all__ = ["with_exact_sums"]
 
 _BITS: Final = 10
-"""The largest result of linked sums is a multiple of the step of so many bits."""
+"""The largest scale around linked sums is a multiple of the step of so many bits."""
 _FEWEST: Final = 16
 """A scale that would be a smaller multiple stays as it is: rounding it up would cost too much."""
 
@@ -49,11 +50,11 @@ def with_exact_sums(
     linked = DisjointSets()
     for terms, result in sums:
         linked.tie([*terms, result])
+    groups = {group for terms, result in sums for group in (*terms, result)}
     steps: dict[str, float] = {}
-    for result in made:
-        component = linked.find(result)
-        steps[component] = max(steps.get(component, 0.0), _step(scales[result].scale))
-    for group in {group for terms, result in sums for group in (*terms, result)} & lowest.keys():
+    for group in groups:
+        steps[linked.find(group)] = max(steps.get(linked.find(group), 0.0), _step(scales[group].scale))
+    for group in groups & lowest.keys():
         step = steps[linked.find(group)]
         multiple = _multiple(scales[group].scale, step, odd=group in made)
         if multiple >= _FEWEST:

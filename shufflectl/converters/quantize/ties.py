@@ -22,8 +22,8 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.movement import CannotExecuteError, data_inputs, is_movement
 
 __all__ = [
-    "Ties",
     "DisjointSets",
+    "Ties",
     "activation_bounds",
     "is_activation_tensor",
     "moved_inputs",
