@@ -424,11 +424,14 @@ def _adopted(path: Path, proto: "onnx.ModelProto", producer: str, size: int | No
     import onnx
 
     from shufflectl.converters.capture.adopt import adopt
+    from shufflectl.converters.capture.codes import without_codes
 
     with reading(path):
         onnx.checker.check_model(proto)
-        found = adopt(proto, size=size)
-    return _Opened(found.graph, path.name, "file", producer, found.changes, found.frozen, found.nodes)
+        plain, taken = without_codes(proto)
+        found = adopt(plain, size=size)
+    changes = (*taken, *found.changes)
+    return _Opened(found.graph, path.name, "file", producer, changes, found.frozen, found.nodes)
 
 
 class _Forms:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shufflectl.converters.capture import capture
+from shufflectl.converters.capture.codes import holds_codes
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.quantize.calibration import Calibration
@@ -31,7 +32,7 @@ from shufflectl.deploy.publish import Staging
 from shufflectl.deploy.quantization import Quantized
 from shufflectl.deploy.tuning import Source, Tuning
 from shufflectl.deploy.verify import CALIBRATION, Notify, Reference, Result, Verification, verify
-from shufflectl.errors import UsageError
+from shufflectl.errors import GraphError, UsageError
 from shufflectl.models import LoadedModel, dense, load
 from shufflectl.models.factory import Factory
 from shufflectl.models.zoo import LOGITS
@@ -271,6 +272,11 @@ def _file(request: ExportRequest, notify: Notify) -> Subject:
     path = Path(request.model or "")
     notify(f"reading {path.name}", 0, 0)
     found = open_model(path, size=request.input_size, batch=request.batch)
+    if holds_codes(found.graph.model):
+        raise GraphError(
+            f"{path} holds codes of eight bits (QuantizeLinear, DequantizeLinear) already",
+            hint="export the float model or file that it was made of, with --precision int8 for codes",
+        )
     found = replace(found, info=prepared(request, found.info))
     return Subject(
         found.graph,

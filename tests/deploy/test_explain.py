@@ -21,7 +21,7 @@ from shufflectl.converters.targets import TARGETS
 from shufflectl.deploy.explain import ExplainRequest, Explanation, explain, explain_graph
 from shufflectl.deploy.onnx_weights import load_weights, parse
 from shufflectl.errors import ArtifactError, GraphError, InputError, UsageError
-from support.exporters import MegviiV1, export, torchvision_v2
+from support.exporters import MegviiV1, export, quantise, torchvision_v2
 from support.nets import ShuffleNetV2, randomise, tiny_graph
 
 UNITS = (4, 8, 4)
@@ -93,6 +93,16 @@ class TestSixteenSites:
         found = told(folder / "sim.onnx")
         assert expected_v2((48, 96, 192)) == shuffles(found)
         assert () == found.left_alone
+
+    def test_of_onnx_runtimes_quantiser(self, torchscript: Path, folder: Path) -> None:
+        static = {"image": [1, 3, 64, 64]}
+        simplified, _ = onnxsim.simplify(onnx.load(torchscript), overwrite_input_shapes=static)
+        onnx.save(simplified, folder / "static.onnx")
+        found = told(quantise(folder / "static.onnx", folder / "codes.onnx", 64), shuffle="fold")
+        assert expected_v2((48, 96, 192)) == shuffles(found)
+        assert () == found.left_alone
+        assert any("rounded to codes" in change for change in found.subject.changes)
+        assert "fold" == found.results[0].sites[0].form
 
     def test_of_half_precision(self, torchscript: Path, folder: Path) -> None:
         half = onnx.load(torchscript)

@@ -316,6 +316,18 @@ def _gigantic(folder: Path, _source: Path) -> Path:
     )
 
 
+def _codes(folder: Path, _source: Path) -> Path:
+    return foreign.save(
+        folder / "codes.onnx",
+        """<ir_version: 7, opset_import: ["" : 13]>
+        net (float[1, 3, 8, 8] image) => (float[1, 3, 8, 8] y) {
+            codes = QuantizeLinear (image, step)
+            y = DequantizeLinear (codes, step)
+        }""",
+        {"step": np.array(0.5, np.float32)},
+    )
+
+
 def _vector(folder: Path, _source: Path) -> Path:
     return foreign.save(
         folder / "vector.onnx",
@@ -345,6 +357,7 @@ class TestRefused:
             (_outside, "outside of its folder"),
             (_gigantic, "bytes|large"),
             (_vector, "holds no batch"),
+            (_codes, "holds codes of eight bits"),
         ],
     )
     def test_a_bad_file_is_one_sentence(

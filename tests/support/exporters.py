@@ -3,16 +3,21 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import Tensor, nn
 
 from support.nets import depthwise, randomise
 
-__all__ = ["MegviiV1", "export", "torchvision_v2"]
+__all__ = ["MegviiV1", "export", "quantise", "torchvision_v2"]
 
 
 def torchvision_v2(name: str) -> nn.Module:
@@ -132,3 +137,23 @@ class MegviiV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(self.first_conv(x)).mean([2, 3]))
+
+
+class _Noise(CalibrationDataReader):
+    def __init__(self, name: str, size: int) -> None:
+        rng = np.random.default_rng(0)
+        self._left: Iterator[dict[str, NDArray[np.float32]]] = iter(
+            [{name: rng.standard_normal((1, 3, size, size), np.float32)} for _ in range(4)]
+        )
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self._left, None)
+
+
+def quantise(source: Path, path: Path, size: int, form: QuantFormat = QuantFormat.QDQ) -> Path:
+    """Let ONNX Runtime put a file with one static image input into codes, calibrated on noise."""
+    name = onnx.load(source, load_external_data=False).graph.input[0].name
+    quantize_static(
+        source, path, _Noise(name, size), quant_format=form, per_channel=True, weight_type=QuantType.QInt8
+    )
+    return path

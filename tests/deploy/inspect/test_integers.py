@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat
 
 from shufflectl.console import Output
 from shufflectl.deploy.calibration_options import CalibrationOptions
@@ -21,6 +19,7 @@ from shufflectl.deploy.inspect.integers import arithmetic
 from shufflectl.deploy.inspect.onnx_file import read_model
 from shufflectl.deploy.options import ExportRequest, ParityOptions
 from shufflectl.render.inspection import inspection
+from support.exporters import quantise
 from support.nets import tiny_graph
 
 
@@ -154,30 +153,12 @@ def test_what_is_shown_is_in_the_document(files: Path, capsys: pytest.CaptureFix
     assert document["runtime"]["onnxruntime"]["integers"]["QLinearConv"] > 5
 
 
-class _Noise(CalibrationDataReader):
-    def __init__(self, name: str) -> None:
-        rng = np.random.default_rng(0)
-        self._left: Iterator[dict[str, NDArray[np.float32]]] = iter(
-            [{name: rng.standard_normal((1, 3, 32, 32), np.float32)} for _ in range(4)]
-        )
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self._left, None)
-
-
 @pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator], ids=["qdq", "qoperator"])
 def test_a_file_that_onnx_runtime_quantised_is_read_as_well(tmp_path: Path, form: QuantFormat) -> None:
     source, path = tmp_path / "float.onnx", tmp_path / "codes.onnx"
     graph = tiny_graph()
     onnx.save(graph.to_proto(), source)
-    quantize_static(
-        source,
-        path,
-        _Noise(str(graph.inputs[0].name)),
-        quant_format=form,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
+    quantise(source, path, 32, form)
     found: Inspection = inspect_file(path)
     assert found.calibration is None
     assert "int8" == next(iter(found.summary.parameters_by_type))
