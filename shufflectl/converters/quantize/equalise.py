@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.operators import hold, weighted
 from shufflectl.converters.quantize.ties import is_activation_tensor, ties
@@ -47,13 +48,13 @@ class _Wires:
 
     def __init__(self, provenance: Provenance) -> None:
         self._provenance = provenance
-        self._parent: dict[Channel, Channel] = {}
+        self._sets = DisjointSets[Channel]()
         self._fixed: set[Channel] = set()
 
     def of(self, value: ir.Value) -> list[Channel] | None:
         """Return the wire of each channel; None where the tensor has no channels that can be followed."""
         found = self._provenance.map(value)
-        return None if found is None else [self._find(channel) for channel in found.channels]
+        return None if found is None else [self._sets.find(channel) for channel in found.channels]
 
     def tie(self, a: ir.Value, b: ir.Value) -> None:
         """Let two tensors have the same factors."""
@@ -63,9 +64,9 @@ class _Wires:
             self.fix(b)
             return
         for x, y in zip(left, right, strict=True):
-            x, y = self._find(x), self._find(y)  # noqa: PLW2901 - joined since
+            x, y = self._sets.find(x), self._sets.find(y)  # noqa: PLW2901 - joined since
             if x != y:
-                self._parent[x] = y
+                self._sets.tie([y, x])
                 if x in self._fixed:
                     self._fixed.add(y)
 
@@ -76,13 +77,6 @@ class _Wires:
     def free(self, wire: Channel) -> bool:
         """Whether a wire may have a factor."""
         return wire not in self._fixed
-
-    def _find(self, channel: Channel) -> Channel:
-        self._parent.setdefault(channel, channel)
-        while self._parent[channel] != channel:
-            self._parent[channel] = self._parent[self._parent[channel]]
-            channel = self._parent[channel]
-        return channel
 
 
 def equalised(graph: Graph, magnitudes: Mapping[str, NDArray[np.float32]], strength: float) -> Graph:

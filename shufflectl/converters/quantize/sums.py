@@ -21,9 +21,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.scales import Scale, over
-from shufflectl.converters.quantize.ties import DisjointSets, Ties, only_activation
+from shufflectl.converters.quantize.ties import Ties, only_activation
 
 __all__ = ["with_exact_sums"]
 
@@ -47,7 +48,7 @@ def with_exact_sums(
     found = dict(scales)
     sums = list(_sums(graph, tied))
     made = {result for _, result in sums}
-    linked = DisjointSets()
+    linked = DisjointSets[str]()
     for terms, result in sums:
         linked.tie([*terms, result])
     groups = {group for terms, result in sums for group in (*terms, result)}

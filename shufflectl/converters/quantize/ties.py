@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from shufflectl.converters.bounds import clip_bounds, non_negative
+from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.movement import CannotExecuteError, data_inputs, is_movement
 
 __all__ = [
-    "DisjointSets",
     "Ties",
     "activation_bounds",
     "is_activation_tensor",
@@ -97,27 +97,6 @@ class Ties:
         return [name for name, of in self.groups.items() if of == group]
 
 
-class DisjointSets:
-    """Sets of names, of which some become one set."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-
-    def find(self, name: str) -> str:
-        """Return the name that stands for a name's set."""
-        self._parent.setdefault(name, name)
-        while self._parent[name] != name:
-            self._parent[name] = self._parent[self._parent[name]]
-            name = self._parent[name]
-        return name
-
-    def tie(self, names: Iterable[str]) -> None:
-        """Make the sets of names one."""
-        first, *rest = [self.find(name) for name in names]
-        for name in rest:
-            self._parent[self.find(name)] = first
-
-
 def _moved_into(value: ir.Value) -> list[ir.Value]:
     """Return a tensor and all that is moved into it, unless that is never negative."""
     found, pending = [], [value]
@@ -157,7 +136,7 @@ def _ends(value: ir.Value, candidates: set[ir.Value]) -> bool:
 
 def ties(graph: Graph) -> Ties:
     """Return which tensors of a captured graph share a scale."""
-    union = DisjointSets()
+    union = DisjointSets[str]()
     values = [*graph.inputs, *(v for node in graph.nodes for v in node.outputs)]
     values = [v for v in values if is_activation_tensor(v)]
     moved = {str(v.name) for node in graph.nodes for v in moved_inputs(node)}

@@ -33,6 +33,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.movement import (
     MAX_ELEMENTS,
@@ -509,36 +510,14 @@ def _outside(value: ir.Value, inside: Iterable[str]) -> bool:
     return value.is_graph_output() or any(label(use.node) not in inside for use in value.uses())
 
 
-class _Sets:
-    """Disjoint sets of nodes, by name."""
-
-    def __init__(self, members: Iterable[str]) -> None:
-        self._parent = {m: m for m in members}
-
-    def find(self, member: str) -> str:
-        while self._parent[member] != member:
-            self._parent[member] = self._parent[self._parent[member]]
-            member = self._parent[member]
-        return member
-
-    def join(self, a: str, b: str) -> None:
-        self._parent[self.find(b)] = self.find(a)
-
-    def groups(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for member in self._parent:
-            found.setdefault(self.find(member), []).append(member)
-        return found
-
-
 def _regions(graph: Graph, nodes: Sequence[ir.Node]) -> tuple[Region, ...]:
     inside = {label(n) for n in nodes}
-    sets = _Sets(inside)
+    sets = DisjointSets[str]()
     for node in nodes:
         for value in node.inputs:
             producer = None if value is None else value.producer()
             if producer is not None and label(producer) in inside:
-                sets.join(label(producer), label(node))
+                sets.tie([label(producer), label(node)])
     groups: dict[str, list[ir.Node]] = {}
     for node in nodes:
         groups.setdefault(sets.find(label(node)), []).append(node)
@@ -590,14 +569,14 @@ class _Sites:
         made = self.execution.made.get(str(value.name))
         return made is not None and made.map is not None and not made.reshaped
 
-    def _steps(self) -> _Sets:
-        sets = _Sets(label(n) for n in self.nodes)
+    def _steps(self) -> DisjointSets[str]:
+        sets = DisjointSets[str]()
         for node in self.nodes:
             for value in data_inputs(node):
                 producer = value.producer()
                 made = str(value.name) in self.execution.made
                 if made and producer is not None and not self._clean(value):
-                    sets.join(label(producer), label(node))
+                    sets.tie([label(producer), label(node)])
         return sets
 
     def _bases(self, members: Sequence[ir.Node]) -> dict[str, ir.Value]:
@@ -611,15 +590,15 @@ class _Sites:
         by_step: dict[str, list[ir.Node]] = {}
         for node in self.nodes:
             by_step.setdefault(steps.find(label(node)), []).append(node)
-        sites = _Sets(label(n) for n in self.nodes)
+        sites = DisjointSets[str]()
         for members in by_step.values():
             for node in members[1:]:
-                sites.join(label(members[0]), label(node))
+                sites.tie([label(members[0]), label(node)])
             bases = self._bases(members)
             value = next(iter(bases.values()))
             producer = value.producer()
             if len(bases) == 1 and str(value.name) in self.execution.made and producer is not None:
-                sites.join(label(producer), label(members[0]))
+                sites.tie([label(producer), label(members[0])])
         by_site: dict[str, list[ir.Node]] = {}
         for node in self.nodes:
             by_site.setdefault(sites.find(label(node)), []).append(node)

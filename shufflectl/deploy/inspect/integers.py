@@ -13,6 +13,7 @@ Whether a runtime does fuse it is another question: see `ort_layout`.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
+from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.deploy.inspect.program import Codes, Operation, Program, Value
 
 __all__ = ["Arithmetic", "arithmetic", "border"]
@@ -63,22 +64,15 @@ def arithmetic(operations: Sequence[Operation]) -> tuple[Arithmetic | None, ...]
 def _groups(operations: Sequence[Operation], kinds: Sequence[Arithmetic | None]) -> list[list[int]]:
     """Return the operators on floats that hang together by tensors of floats."""
     floats = [place for place, kind in enumerate(kinds) if kind == "floats"]
-    parent = {place: place for place in floats}
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
+    sets = DisjointSets[int]()
     makers = {value.name: place for place in floats for value in operations[place].outputs}
     for place in floats:
         for value in operations[place].inputs:
             if value.name in makers:
-                parent[root(makers[value.name])] = root(place)
+                sets.tie([place, makers[value.name]])
     groups: dict[int, list[int]] = {}
     for place in floats:
-        groups.setdefault(root(place), []).append(place)
+        groups.setdefault(sets.find(place), []).append(place)
     return list(groups.values())
 
 
