@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.quantize.agreement import agreeing
 from shufflectl.converters.quantize.correct import shifted
 from shufflectl.converters.quantize.equalise import equalised
 from shufflectl.converters.quantize.prescribed import holds, prescribed
 from shufflectl.converters.quantize.recipe import METHODS, Method
 from shufflectl.converters.quantize.scales import Scale, from_range
-from shufflectl.converters.quantize.sums import with_exact_sums
 from shufflectl.converters.quantize.ties import Ties, ties
 from shufflectl.errors import DataError
 
@@ -93,8 +93,7 @@ class Calibration:
         """Return the grid of every tensor of a prepared graph that has codes, the same one for tied tensors.
 
         Tensors that are tied to the result of a bounded function, and stay within its bounds, have the grid
-        that is prescribed for it. Around sums, scales are such that every runtime rounds them alike; see
-        `quantize.sums`.
+        that is prescribed for it. Grids are such that every runtime rounds alike; see `quantize.agreement`.
 
         Raises:
             DataError: The calibration lacks a tensor.
@@ -104,7 +103,7 @@ class Calibration:
         values = [value for node in graph.nodes for value in node.outputs]
         fixed = {str(v.name): scale for v in values if (scale := prescribed(v)) is not None}
         found: dict[str, Scale] = {}
-        lowest: dict[str, float] = {}
+        ends: dict[str, tuple[float, float]] = {}
         for group in dict.fromkeys(tied.groups.values()):
             members = tied.members(group)
             low, high = self._range(tied, members)
@@ -113,8 +112,8 @@ class Calibration:
             if known is not None and holds(known, low, high):
                 found[group] = known
             else:
-                found[group], lowest[group] = from_range(low, high, group), low
-        found = with_exact_sums(graph, tied, found, lowest)
+                found[group], ends[group] = from_range(low, high, group), (min(low, 0.0), max(high, 0.0))
+        found = agreeing(graph, tied, found, ends)
         return {name: found[group] for name, group in tied.groups.items()}
 
     def require(self, graph: Graph) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shufflectl.errors import GraphError
 
-__all__ = ["Scale", "WeightCodes", "bias_codes", "from_range", "over", "weight_codes"]
+__all__ = ["Scale", "WeightCodes", "bias_codes", "from_range", "over", "representable", "weight_codes"]
 
 _LEVELS: Final = 255
 _LOWEST: Final = -128
@@ -76,7 +76,7 @@ def from_range(low: float, high: float, name: str = "a tensor") -> Scale:
         width = 1.0
     with np.errstate(over="ignore", under="ignore"):
         scale = float(np.float32(width / _LEVELS))
-    scale = float(_up(np.float64(scale)))
+    scale = representable(scale)
     if not (math.isfinite(scale) and scale >= float(np.finfo(np.float32).tiny)):
         raise GraphError(
             f"tensor {name!r} has no usable range: it was seen between {low:g} and {high:g}",
@@ -88,6 +88,11 @@ def from_range(low: float, high: float, name: str = "a tensor") -> Scale:
 def over(low: float, scale: float) -> Scale:
     """Return the grid that has a scale, and begins where a range does."""
     return Scale(scale, int(np.clip(round(_LOWEST - min(low, 0.0) / scale), _LOWEST, 127)))
+
+
+def representable(scale: float) -> float:
+    """Return the next scale from this one on that fp16 holds, as far as its normal numbers reach."""
+    return float(_up(scale))
 
 
 def _up(scales: Any) -> NDArray[np.float32]:

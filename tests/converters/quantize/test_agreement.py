@@ -1,4 +1,4 @@
-"""Scales around sums: no sum of two codes is so near the middle of two that runtimes differ."""
+"""Grids that runtimes round alike on: sums stay off the middle of two codes, ties off odd zero points."""
 
 import math
 
@@ -32,6 +32,25 @@ class Residual(nn.Module):
         x = x + self.layers[2](x)
         x = self.layers[3](x) + x
         return x + self.layers[4](x).sigmoid()
+
+
+class Gated(nn.Module):
+    """A squeeze and excitation gate on numbers of both signs, with a residual sum behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.squeeze = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        made = self.branch(x)
+        gate = self.squeeze(made.mean((2, 3), keepdim=True)).sigmoid()
+        return (x + made * gate) * x
+
+
+@pytest.fixture(scope="module")
+def gated() -> Graph:
+    return captured(Gated())
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +137,21 @@ def test_ranges_are_held_and_hardly_wider(graph: Graph, ranges: list[tuple[float
         assert scale.range[1] >= high - scale.scale / 2
         assert scale.scale * 255 <= max(high - low, 1 / 16) * 1.13
         assert float(np.float16(scale.scale)) == scale.scale
+
+
+@given(ranges=st.lists(ends, min_size=3, max_size=9))
+def test_products_and_means_have_even_zero_points(gated: Graph, ranges: list[tuple[float, float]]) -> None:
+    found = calibration(gated, ranges)
+    scales = found.scales(gated)
+    rounded = [node for node in gated.nodes if node.op_type in ("Mul", "ReduceMean", "GlobalAveragePool")]
+    assert len(rounded) >= 3
+    for node in rounded:
+        name = str(node.outputs[0].name)
+        scale, (low, high) = scales[name], found.ranges[name]
+        assert scale.zero_point % 2 == 0
+        assert scale.range[0] <= low + scale.scale / 2
+        assert scale.range[1] >= high - scale.scale / 2
+        assert scale.scale * 255 <= (high - low) * 1.13
 
 
 def test_a_term_far_smaller_than_the_others_keeps_its_scale(graph: Graph) -> None:
