@@ -6,6 +6,7 @@ the order of its channels. Parity reads it to compare layer by layer through any
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
@@ -23,6 +24,9 @@ NCHW: Final = (0, 3, 1, 2)
 
 _CHANNEL_AXIS = 1
 _PIXELS: Final = "::pixels"
+_RUN: Final = re.compile(r"(-?[0-9]{1,7})(?:\*([0-9]{1,7})|:([0-9]{1,7})(?::([1-9][0-9]{0,6}))?)?")
+_MOST_CHANNELS: Final = 1 << 20
+"""More than any network has; a file that claims more is damaged or hostile."""
 
 
 def pixels_of(name: str) -> str:
@@ -153,7 +157,7 @@ def _row(view: TensorView, logical: str) -> dict[str, Any]:
     if view.axes is not None:
         row["axes"] = list(view.axes)
     if view.channels is not None:
-        row["channels"] = list(view.channels)
+        row["channels"] = _runs(view.channels)
     if view.area is not None:
         row["area"] = list(view.area)
     if view.rest:
@@ -161,8 +165,52 @@ def _row(view: TensorView, logical: str) -> dict[str, Any]:
     return row
 
 
+def _runs(channels: tuple[int, ...]) -> str:
+    """Return channels as text: ``12:18 6:9 0 -1*4 1:9:2`` is 12 to 17, 6 to 8, 0, 4 of padding, 1, 3, 5, 7.
+
+    Orders of channels are made of few runs, and listed one by one they would be a tenth of a small file.
+    """
+    parts, start = [], 0
+    while start < len(channels):
+        first, end = channels[start], start + 1
+        step = channels[end] - first if end < len(channels) else 1
+        while end < len(channels) and step >= 0 and channels[end] - channels[end - 1] == step:
+            end += 1
+        count = end - start
+        if count == 1 or (count == 2 and step > 1):
+            parts.append(f"{first}")
+            count = 1
+        elif step == 0:
+            parts.append(f"{first}*{count}")
+        else:
+            parts.append(f"{first}:{first + step * count}" + (f":{step}" if step > 1 else ""))
+        start += count
+    return " ".join(parts)
+
+
+def _places(text: str) -> list[int]:
+    """Return the channels that `_runs` wrote.
+
+    Raises:
+        ValueError: The text is none that it writes, or names more channels than a tensor has.
+    """
+    channels: list[int] = []
+    for part in text.split():
+        match = _RUN.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is no run of channels")
+        first, times = int(match[1]), int(match[2] or 1)
+        run = range(first, int(match[3] or first + 1), int(match[4] or 1))
+        if len(channels) + len(run) * times > _MOST_CHANNELS:
+            raise ValueError(f"{part!r} is more channels than a tensor has")
+        channels += list(run) * times
+    return channels
+
+
 def _view(logical: str, row: Mapping[str, Any], *, nested: bool = False) -> TensorView:
     axes, channels, rest = row.get("axes"), row.get("channels"), row.get("rest", [])
+    if isinstance(channels, str):
+        channels = _places(channels)
     area = row.get("area")
     if area is not None and (len(area) != 2 or not all(isinstance(size, int) and size > 0 for size in area)):
         raise ValueError(f"the area of {logical!r} is not a height and a width")

@@ -46,6 +46,40 @@ def test_json_gives_the_trace_back_in_order(views_by_name: dict[str, TensorView]
     assert trace.to_json() == again.to_json()
 
 
+@pytest.mark.parametrize(
+    ("channels", "text"),
+    [
+        ((12, 13, 14, 6, 7, 3), "12:15 6:8 3"),
+        ((0, 2, 4, 1, 3, 5, 9), "0:6:2 1:7:2 9"),
+        ((0, 1, -1, -1, -1), "0:2 -1*3"),
+        ((2, 1, 0, 7, 9), "2 1 0 7 9"),
+        ((-1, 0, 1), "-1:2"),
+    ],
+)
+def test_channels_are_written_as_runs(channels: tuple[int, ...], text: str) -> None:
+    trace = Trace({"x": TensorView("x", None, channels)})
+    assert {"x": {"channels": text}} == json.loads(trace.to_json())
+    assert trace["x"] == Trace.from_json(trace.to_json())["x"]
+
+
+@given(st.lists(st.integers(-1, 40), max_size=40))
+def test_any_channels_come_back(channels: list[int]) -> None:
+    view = TensorView("x", None, tuple(channels))
+    assert view == Trace.from_json(Trace({"x": view}).to_json())["x"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "1:", "0:4:0", "3*", "0:9999999", "0:9*9999999 1:2:3:4", "0:9000 0*9999999"]
+)
+def test_runs_that_are_none_or_more_than_a_tensor_holds_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        Trace.from_json(json.dumps({"x": {"channels": text}}))
+
+
+def test_lists_of_channels_of_older_files_are_read() -> None:
+    assert (1, 0) == Trace.from_json('{"x":{"channels":[1,0]}}')["x"].channels
+
+
 def test_nhwc_is_the_permutation_that_the_field_means() -> None:
     file = TensorView("x", (0, 2, 3, 1)).to_file(NCHW)
     assert (2, 4, 5, 3) == file.shape
