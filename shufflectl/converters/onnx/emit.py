@@ -16,6 +16,7 @@ from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import METADATA_KEY, TRACE_KEY, ModelInfo
 from shufflectl.converters.onnx.half import to_half
+from shufflectl.converters.onnx.slim import drop_implied, drop_shapes, share_constants
 from shufflectl.converters.quantize.qdq import with_dequantized_weights, with_qdq
 from shufflectl.converters.targets import EmitOptions
 from shufflectl.converters.trace import NCHW, NHWC, Trace
@@ -180,7 +181,12 @@ def build(graph: Graph, info: ModelInfo, options: EmitOptions) -> onnx.ModelProt
     core.name = info.name
     core.doc_string = info.description
     model.metadata_props.update(_properties(info, trace))
-    return ir.to_proto(model)
+    share_constants(core)
+    proto = ir.to_proto(model)
+    drop_shapes(proto.graph, inner=options.precision == "int8")
+    if options.precision == "int8":
+        drop_implied(proto.graph)
+    return proto
 
 
 def emit(graph: Graph, info: ModelInfo, options: EmitOptions, path: Path) -> None:

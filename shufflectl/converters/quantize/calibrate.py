@@ -14,7 +14,7 @@ from shufflectl.converters.quantize.calibration import Calibration, graph_digest
 from shufflectl.converters.quantize.correct import biased, measured_shifts, probe
 from shufflectl.converters.quantize.equalise import equalised
 from shufflectl.converters.quantize.observe import ChannelObserver, Observer
-from shufflectl.converters.quantize.qdq import float_name, with_qdq
+from shufflectl.converters.quantize.qdq import before_rounding, with_qdq
 from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.quantize.ties import ties
@@ -132,8 +132,8 @@ def _means(
     """Return the mean of each channel of tensors in codes, before they are rounded themselves."""
     plain = Graph(graph.model)  # scales are by its own tensors, not by those that they may stand for
     rounded = with_qdq(annotated(plain, plain, scales, floats))
-    made = {str(value.name) for node in rounded.nodes for value in node.outputs}
-    held = {float_name(name) if float_name(name) in made else name: name for name in names}
+    before = before_rounding(rounded)
+    held = {before.get(name, name): name for name in names}
     channels = ChannelObserver()
     for tensors in run(rounded, list(held)):
         channels.look(tensors)

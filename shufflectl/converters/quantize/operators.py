@@ -78,6 +78,8 @@ def hold(graph: Graph, node: ir.Node, index: int, array: NDArray[np.float64]) ->
     old = node.inputs[index]
     base = f"{node.name}.{index}" if old is None else str(old.name)
     held = graph.model.graph.initializers
+    if old is not None and base in held and len(old.uses()) == 1 and not old.is_graph_input():
+        del held[base]  # which leaves its name
     name, number = base, 1
     while name in held:
         name, number = f"{base}_{number}", number + 1
@@ -87,5 +89,3 @@ def hold(graph: Graph, node: ir.Node, index: int, array: NDArray[np.float64]) ->
     )
     graph.model.graph.register_initializer(value)
     node.replace_input_with(index, value)
-    if old is not None and not old.uses() and str(old.name) in held and not old.is_graph_input():
-        del held[str(old.name)]

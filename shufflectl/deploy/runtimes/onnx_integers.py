@@ -33,9 +33,14 @@ def onnx_integers(proto: onnx.ModelProto) -> Integers:
 
     def parameters(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         node = makers.get(name)
-        if node is None or node.op_type != "DequantizeLinear" or len(node.input) < 3:
+        if node is None or node.op_type != "DequantizeLinear" or len(node.input) < 2:
             return None
-        scale, zero = array(node.input[1]), array(node.input[2])
+        scale = array(node.input[1])
+        if len(node.input) > 2 and node.input[2]:
+            zero = array(node.input[2])
+        else:  # constants without a zero point have 0
+            codes = array(node.input[0])
+            zero = None if codes is None or scale is None else np.zeros(scale.shape, codes.dtype)
         return None if scale is None or zero is None else (scale, zero)
 
     def grid(name: str) -> Scale | None:

@@ -9,7 +9,7 @@ from converters.rewrite.nets import captured
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.annotate import annotated
 from shufflectl.converters.quantize.calibrate import calibrate
-from shufflectl.converters.quantize.qdq import ActivationType, with_qdq
+from shufflectl.converters.quantize.qdq import ActivationType, before_rounding, with_qdq
 from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.converters.rewrite.lowering import Options, apply
 from shufflectl.errors import GraphError
@@ -93,7 +93,7 @@ def test_layers_that_stay_in_floating_point_keep_their_weights() -> None:
     found = calibrate(graph, runner(images(graph, 4)), Recipe(equalise=0), source="", images=4, seed=0)
     kept = annotated(graph, graph, found.scales(graph), frozenset({"conv5.2"}))
     proto = with_qdq(kept).to_proto()
-    (relu,) = (n for n in proto.graph.node if n.op_type == "Relu" and "conv5.2" in n.output[0])
+    (relu,) = (n for n in proto.graph.node if n.op_type == "Relu" and n.name == "conv5.2")
     (conv,) = (n for n in proto.graph.node if relu.input[0] in n.output)
     weights = {t.name: t.data_type for t in proto.graph.initializer}
     assert onnx.TensorProto.FLOAT == weights[conv.input[1]]
@@ -105,8 +105,37 @@ def test_no_float_weights_are_left() -> None:
     proto = with_qdq(quantised(tiny_graph(), "fold", Options())).to_proto()
     used = {name for node in proto.graph.node for name in node.input}
     assert {t.name for t in proto.graph.initializer} <= used
-    floats = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-    assert all(t.name.endswith(".scale") for t in floats)
+    rounding = [n for n in proto.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    assert floats == {n.input[1] for n in rounding}
+
+
+def test_codes_have_the_names_of_the_weights_they_are_codes_of() -> None:
+    graph = quantised(tiny_graph(), "fold", Options())
+    weights = {str(n.inputs[1].name) for n in graph.nodes if n.op_type == "Conv" and n.inputs[1] is not None}
+    proto = with_qdq(graph).to_proto()
+    codes = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims[1:]}
+    assert weights <= codes
+
+
+def test_helpers_take_no_name_that_a_tensor_has() -> None:
+    graph = quantised(tiny_graph(), "fold", Options())
+    plain = {str(v.name) for n in with_qdq(graph).nodes for v in n.outputs}
+    taken = sorted(name for name in plain if name[:1] in "fqw" and name[1:].isdigit())
+    assert {"f0", "q0", "w0"} <= set(taken)
+    (conv,) = (n for n in graph.nodes if n.name == "conv5.1")
+    conv.outputs[0].name = "f0"
+    made = [str(v.name) for n in with_qdq(graph).nodes for v in n.outputs]
+    assert len(set(made)) == len(made)
+    assert made.count("f0") == 1
+
+
+def test_what_a_tensor_is_called_before_it_is_rounded_is_found() -> None:
+    rounded = with_qdq(quantised(tiny_graph(), "fold", Options()))
+    before = before_rounding(rounded)
+    makers = {str(v.name): n for n in rounded.nodes for v in n.outputs}
+    assert "image.rounded" not in before
+    assert "Relu" == makers[before["conv5.2"]].op_type
 
 
 def test_signed_and_unsigned_codes_are_one_grid() -> None:
