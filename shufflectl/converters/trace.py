@@ -152,7 +152,9 @@ class Trace(Mapping[str, TensorView]):
 
 def _row(view: TensorView, logical: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    if view.name != logical:
+    if view.name != logical and view.name == _identifier(logical):
+        row["_"] = 1  # the name with _ for what identifiers lack, as Core ML has it
+    elif view.name != logical:
         row["name"] = view.name
     if view.axes is not None:
         row["axes"] = list(view.axes)
@@ -163,6 +165,10 @@ def _row(view: TensorView, logical: str) -> dict[str, Any]:
     if view.rest:
         row["rest"] = [_row(piece, logical) for piece in view.rest]
     return row
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 def _runs(channels: tuple[int, ...]) -> str:
@@ -220,7 +226,7 @@ def _view(logical: str, row: Mapping[str, Any], *, nested: bool = False) -> Tens
         raise ValueError(f"a piece of {logical!r} is in pieces itself")
     pieces = tuple(_view(logical, piece, nested=True) for piece in rest)
     view = TensorView(
-        str(row.get("name", logical)),
+        str(row.get("name", _identifier(logical) if row.get("_") else logical)),
         None if axes is None else tuple(int(a) for a in axes),
         None if channels is None else tuple(int(c) for c in channels),
         pieces,

@@ -76,6 +76,14 @@ def test_runs_that_are_none_or_more_than_a_tensor_holds_are_refused(text: str) -
         Trace.from_json(json.dumps({"x": {"channels": text}}))
 
 
+def test_a_name_with_underscores_for_dots_is_not_written_out() -> None:
+    trace = Trace(
+        {"stage2.0": TensorView("stage2_0"), "conv_1": TensorView("conv_1"), "x.y": TensorView("_")}
+    )
+    assert {"stage2.0": {"_": 1}, "conv_1": {}, "x.y": {"name": "_"}} == json.loads(trace.to_json())
+    assert dict(trace) == dict(Trace.from_json(trace.to_json()))
+
+
 def test_lists_of_channels_of_older_files_are_read() -> None:
     assert (1, 0) == Trace.from_json('{"x":{"channels":[1,0]}}')["x"].channels
 

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from shufflectl.converters.coreml.names import Namer
 from shufflectl.converters.coreml.operators import OPERATORS, needed_inputs
 from shufflectl.converters.coreml.package import write_package
 from shufflectl.converters.coreml.rounding import Rounding
+from shufflectl.converters.coreml.slim import shorten, slim_weights
 from shufflectl.converters.coreml.toolkit import Toolkit, load
 from shufflectl.converters.coreml.weights import HeldWeights, hold
 from shufflectl.converters.graph import Graph, Quantization
@@ -202,11 +204,18 @@ def _convert(
         if _is_picture(value):
             feature = next(f for f in spec.description.input if f.name == build.features[str(value.name)])
             _make_image(feature, build.picture_area(value), info)
-    _describe(spec, info, build.trace(bases, tensors))
+    located = build.located(bases, tensors)
+    weights = scratch / "converted.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    if options.precision == "int8":
+        legal = {place.name: build.emission.namer.tensor(str(place.value.name)) for place in located}
+        short = shorten(spec, legal)
+        located = [replace(place, name=short.get(place.name, place.name)) for place in located]
+        if weights.is_file():
+            slim_weights(spec, weights)
+    _describe(spec, info, compose(graph, located))
     if build.compression:
         held = f"{options.precision}: {build.compression}"
         spec.description.metadata.userDefined["compression"] = held
-    weights = scratch / "converted.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     return spec, weights if weights.is_file() else None
 
 
@@ -374,7 +383,9 @@ class _Build:
             if sorted(wanted) != sorted(found):
                 raise GraphError(f"coremltools changed the model's {kind}s from {wanted} to {found}")
 
-    def trace(self, bases: Mapping[str, str], tensors: Mapping[str, tuple[int | None, ...]]) -> Trace:
+    def located(
+        self, bases: Mapping[str, str], tensors: Mapping[str, tuple[int | None, ...]]
+    ) -> list[Located]:
         """Return which tensors of the graph the converted program still has.
 
         Args:
@@ -401,7 +412,7 @@ class _Build:
                 if candidate is not None and _fits(shape, tensors.get(candidate)):
                     located.append(Located(value, candidate))
                     break
-        return compose(self.graph, located)
+        return located
 
 
 def _live(graph: Graph) -> Iterator[ir.Node]:

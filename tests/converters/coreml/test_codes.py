@@ -516,7 +516,11 @@ def test_a_changed_grid_changes_the_result(part: str, tmp_path: Path) -> None:
     function = spec.mlProgram.functions["main"]
     listed = function.block_specializations[function.opset].operations
     last = [op for op in listed if op.type == "dequantize"][-1]
-    constant = next(op for op in listed if op.outputs[0].name == last.inputs[part].arguments[0].name)
+    place = [op.outputs[0].name for op in listed].index(last.inputs[part].arguments[0].name)
+    constant = type(last).FromString(listed[place].SerializeToString())  # one of its own
+    constant.outputs[0].name = last.inputs[part].arguments[0].name = "changed"
+    listed.insert(place, constant)
+    constant = listed[place]
     tensor = constant.attributes["val"].immediateValue.tensor
     dtype = np.float16 if part == "scale" else np.int8
     number = np.frombuffer(tensor.bytes.values, dtype)

@@ -140,7 +140,7 @@ class _Reader:
         if field == "bytes":
             if len(values) != math.prod(shape) * dtype.itemsize:
                 raise ArtifactError("the program has a constant of the wrong size", hint=_REMEDY)
-            return np.frombuffer(values, dtype).reshape(shape)
+            return np.frombuffer(values, dtype).reshape(shape).copy()  # torch wants to write
         if field != _FIELDS.get(kind, "ints") or len(values) != math.prod(shape):
             raise ArtifactError("the program has a constant of the wrong size or type", hint=_REMEDY)
         try:
