@@ -16,13 +16,15 @@ the distance. There are no ties, which XNNPACK rounds up and the others to even.
 one step, since the result of one is a term of the next. It is a power of two, so fp16 holds these scales.
 
 Products and means. Both are computed in fp32, but XNNPACK rounds to even before it adds the zero point, and
-ONNX Runtime after. That is the same where the zero point is even.
+ONNX Runtime after. That is the same where the zero point is even. Of a mean, XNNPACK rounds the ratio of the
+scales first, and ONNX Runtime divides last: its scale is one with which no sum of codes makes a tie.
 
-A range grows by a hundredth at most for this, typically by half of that.
+A range grows by half a per cent for this, typically, and by three at most.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from typing import Final
 
 import onnx_ir as ir
@@ -38,7 +40,11 @@ _BITS: Final = 10
 """The largest scale around linked sums is a multiple of the step of so many bits."""
 _FEWEST: Final = 16
 """A scale that would be a smaller multiple stays as it is: rounding it up would cost too much."""
-_ROUNDED: Final = frozenset({"Mul", "AveragePool", "GlobalAveragePool", "ReduceMean"})
+_MEANS: Final = frozenset({"GlobalAveragePool", "ReduceMean"})
+_ROUNDED: Final = _MEANS | {"Mul", "AveragePool"}
+_LEVELS: Final = 255
+_TRIES: Final = 64
+"""Scales that are tried for a mean without ties: the last is 3 % wider."""
 
 Ends = tuple[float, float]
 
@@ -63,7 +69,37 @@ def agreeing(
         found[group] = next(
             grid for scale in wider if (grid := _over(ends[group], scale, even=group in rounded)) is not None
         )
+    for node in graph.nodes:
+        if node.op_type not in _MEANS or node.domain not in ("", "ai.onnx"):
+            continue
+        source, result = (tied.groups.get(str(v.name)) for v in (node.inputs[0], node.outputs[0]) if v)
+        if source is not None and result in ends.keys() - steps.keys():
+            averaged = _averaged(graph, node)
+            found[result] = _without_ties(found[result], ends[result], found[source].scale, averaged)
     return found
+
+
+def _averaged(graph: Graph, node: ir.Node) -> int:
+    """Return how many numbers go into a mean."""
+    whole, means = (
+        math.prod(d for d in graph.shape(v)[1:] if isinstance(d, int))
+        for v in (node.inputs[0], node.outputs[0])
+        if v is not None
+    )
+    return whole // means
+
+
+def _without_ties(grid: Scale, ends: Ends, source: float, count: int) -> Scale:
+    """Return a grid on which no mean of codes is the middle of two codes; the same one where none is near."""
+    tried = _wider(grid.scale, None, odd=False)
+    for scale, _ in zip(tried, range(_TRIES), strict=False):
+        # A sum of n codes is a tie where 2 n source / (count scale) is an odd number.
+        doubled = 2 * Fraction(source) / (Fraction(scale) * count)
+        free = doubled.numerator % 2 == 0 or doubled.denominator > _LEVELS * count
+        wider = _over(ends, scale, even=True) if free else None
+        if wider is not None:
+            return wider
+    return grid
 
 
 def _results(graph: Graph, operators: Iterable[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Grids that runtimes round alike on: sums stay off the middle of two codes, ties off odd zero points."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -152,6 +153,36 @@ def test_products_and_means_have_even_zero_points(gated: Graph, ranges: list[tup
         assert scale.range[0] <= low + scale.scale / 2
         assert scale.range[1] >= high - scale.scale / 2
         assert scale.scale * 255 <= (high - low) * 1.13
+
+
+def test_no_sum_of_codes_makes_a_mean_that_is_a_tie() -> None:
+    graph = captured(Gated(), size=4)
+    (mean,) = [node for node in graph.nodes if node.op_type in ("ReduceMean", "GlobalAveragePool")]
+    source, result = (str(v.name) for v in (mean.inputs[0], mean.outputs[0]))
+    wide = calibration(graph, [(-1.0, 1.0)])
+    # 228 codes of these would be 24.5 of those, as in a stage of SE-ShuffleNet V2-164.
+    steps = {source: 1666 * 2.0**-17, result: 969 * 2.0**-17}
+    ranges = dict(wide.ranges) | {name: (-102 * step, 153 * step) for name, step in steps.items()}
+    assert ties_of_a_mean(steps[source], steps[result], 16) == [
+        228,
+        684,
+        1140,
+        1596,
+        2052,
+        2508,
+        2964,
+        3420,
+        3876,
+    ]
+    scales = Calibration(wide.graph, "minmax", "noise", 1, 0, ranges).scales(graph)
+    assert ties_of_a_mean(scales[source].scale, scales[result].scale, 16) == []
+    assert scales[result].scale == pytest.approx(steps[result], rel=0.01)
+
+
+def ties_of_a_mean(source: float, result: float, count: int) -> list[int]:
+    """Return the sums of codes whose mean is in the middle of two codes."""
+    doubled = [2 * total * Fraction(source) / (count * Fraction(result)) for total in range(255 * count + 1)]
+    return [total for total, d in enumerate(doubled) if d.denominator == 1 and d.numerator % 2]
 
 
 def test_a_term_far_smaller_than_the_others_keeps_its_scale(graph: Graph) -> None:
