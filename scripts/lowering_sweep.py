@@ -93,7 +93,7 @@ def sweep(name: str, args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from shufflectl.converters.rewrite.provenance import analyze
+    from shufflectl.converters.rewrite.analyze import analyze
     from shufflectl.deploy.export import captured, describe
     from shufflectl.deploy.parity.nway import Member
     from shufflectl.models import load

@@ -14,8 +14,8 @@ from collections import Counter
 import onnx_ir as ir
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size
-from shufflectl.converters.rewrite.provenance import analyze
 
 __all__ = ["floor"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.choose import (
     AUTO,
     NATIVE,
@@ -34,7 +35,7 @@ from shufflectl.converters.rewrite.lowering import (
     largest_rank,
     operators,
 )
-from shufflectl.converters.rewrite.provenance import LeftAlone, Site, analyze, label
+from shufflectl.converters.rewrite.provenance import LeftAlone, Site, label
 from shufflectl.converters.targets import PRECISIONS, TARGETS, Precision
 from shufflectl.deploy.onnx_model import is_file, reading, refuse_finished
 from shufflectl.deploy.onnx_weights import load_weights, parse

@@ -9,9 +9,9 @@ from onnx import numpy_helper
 
 from converters.rewrite.nets import run
 from shufflectl.converters.capture.adopt import Adopted, Affine, adopt
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.lowering import apply
 from shufflectl.converters.rewrite.movement import CannotExecuteError
-from shufflectl.converters.rewrite.provenance import analyze
 from shufflectl.errors import GraphError, UsageError
 
 

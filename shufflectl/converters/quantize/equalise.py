@@ -14,7 +14,7 @@ magnitude, in proportion to that of the tensors it shares a scale with, to a pow
 all channels become equally large, and the columns that read small ones small: they lose codes in turn.
 
 The factor of a channel holds wherever the channel goes, through the shuffles of a whole stage. So channels
-are followed as `rewrite.provenance` finds them. A channel keeps factor 1 where something reads it that cannot
+are followed as `rewrite.analyze` finds them. A channel keeps factor 1 where something reads it that cannot
 take a factor: a graph output, a sigmoid, a clip with an upper end, a product of two tensors.
 """
 
@@ -28,8 +28,9 @@ from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.quantize.operators import hold, weighted
 from shufflectl.converters.quantize.ties import is_activation_tensor, ties
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.movement import is_movement
-from shufflectl.converters.rewrite.provenance import Channel, Provenance, analyze
+from shufflectl.converters.rewrite.provenance import Channel, Provenance
 
 __all__ = ["equalised"]
 

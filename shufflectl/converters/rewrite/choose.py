@@ -13,8 +13,8 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.lowering import LOWERINGS, Options, Report, apply, unchanged
-from shufflectl.converters.rewrite.provenance import analyze
 from shufflectl.converters.targets import TARGETS
 from shufflectl.errors import UsageError, nearest
 

@@ -40,6 +40,7 @@ import onnx_ir as ir
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite import rank4
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.edit import Editor, take
 from shufflectl.converters.rewrite.lowering import (
     Options,
@@ -53,7 +54,7 @@ from shufflectl.converters.rewrite.lowering import (
     report,
 )
 from shufflectl.converters.rewrite.movement import is_movement
-from shufflectl.converters.rewrite.provenance import Shuffle, Site, analyze, label
+from shufflectl.converters.rewrite.provenance import Shuffle, Site, label
 from shufflectl.converters.rewrite.roles import Carries, Mixes, role
 
 __all__ = ["apply"]

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from shufflectl.converters.collector import paused_collector
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.rewrite.provenance import Provenance, Site, analyze
+from shufflectl.converters.rewrite.analyze import analyze
+from shufflectl.converters.rewrite.provenance import Provenance, Site
 from shufflectl.errors import GraphError, UsageError, nearest
 
 __all__ = [

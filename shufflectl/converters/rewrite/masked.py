@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite import fold
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size
 from shufflectl.converters.rewrite.lowering import (
     Options,
@@ -40,7 +41,7 @@ from shufflectl.converters.rewrite.lowering import (
     report,
 )
 from shufflectl.converters.rewrite.movement import is_movement
-from shufflectl.converters.rewrite.provenance import Channel, Provenance, Region, Site, analyze, label
+from shufflectl.converters.rewrite.provenance import Channel, Provenance, Region, Site, label
 from shufflectl.converters.rewrite.roles import Mixes, role
 
 __all__ = ["apply"]

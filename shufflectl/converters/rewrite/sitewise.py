@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size
 from shufflectl.converters.rewrite.lowering import (
     RefusedError,
@@ -20,7 +21,7 @@ from shufflectl.converters.rewrite.lowering import (
     operators,
     report,
 )
-from shufflectl.converters.rewrite.provenance import Output, Site, analyze, label
+from shufflectl.converters.rewrite.provenance import Output, Site, label
 
 __all__ = ["Build", "Form", "divide", "join", "permutation_matrix", "require_form", "rewrite_sites"]
 

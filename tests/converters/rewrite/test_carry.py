@@ -8,9 +8,9 @@ import pytest
 
 from converters.rewrite.nets import captured, difference
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.carry import carry
 from shufflectl.converters.rewrite.lowering import Options, apply
-from shufflectl.converters.rewrite.provenance import analyze
 from support.nets import ShuffleNetV2
 
 

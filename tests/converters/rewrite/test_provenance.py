@@ -10,7 +10,8 @@ from torch import nn
 
 from converters.rewrite.nets import MegviiV2, captured, run
 from shufflectl.converters.graph import Graph
-from shufflectl.converters.rewrite.provenance import Channel, Shuffle, analyze
+from shufflectl.converters.rewrite.analyze import analyze
+from shufflectl.converters.rewrite.provenance import Channel, Shuffle
 from support.graphs import graph_from_text
 from support.nets import ShuffleNetV2, tiny_graph
 
