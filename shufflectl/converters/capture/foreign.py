@@ -15,7 +15,8 @@ import onnx_ir as ir
 from onnx import version_converter
 from onnx_ir.passes import common
 
-from shufflectl.converters.capture.adopt import adopt, write_out_functions
+from shufflectl.converters.capture.adopt import adopt
+from shufflectl.converters.capture.functions import write_out_functions
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.rewrite.lowering import OLDEST_OPSET
 from shufflectl.errors import GraphError, UsageError
