@@ -79,7 +79,7 @@ def evaluate(
     Each file is fed as its own metadata say. Where the result is poor, the usual mistakes of preprocessing
     are tried, and the one that explains it is named.
     """
-    from shufflectl.deploy.evaluate import evaluate as run_evaluate
+    from shufflectl.deploy.evaluation.evaluate import evaluate as run_evaluate
     from shufflectl.deploy.labelled import parse_fit
     from shufflectl.render.evaluation import evaluated
 

@@ -7,7 +7,7 @@ from shufflectl.console import Output
 from shufflectl.render.words import FAIL, PASS, escape, plain
 
 if TYPE_CHECKING:
-    from shufflectl.deploy.evaluate import Evaluation, FileScore, ModelScores
+    from shufflectl.deploy.evaluation.scores import Evaluation, FileScore, ModelScores
     from shufflectl.deploy.labelled import Damaged
 
 __all__ = ["evaluated"]

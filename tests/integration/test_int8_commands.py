@@ -10,7 +10,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from shufflectl.benchmarks.results import read_suite
-from shufflectl.deploy.evaluate import Evaluation, evaluate
+from shufflectl.deploy.evaluation.evaluate import evaluate
+from shufflectl.deploy.evaluation.scores import Evaluation
 
 pytestmark = pytest.mark.integration
 

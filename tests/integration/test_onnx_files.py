@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from shufflectl.deploy import check as checking
-from shufflectl.deploy.evaluate import evaluate
+from shufflectl.deploy.evaluation.evaluate import evaluate
 from shufflectl.deploy.export import export
 from shufflectl.deploy.options import ExportRequest, ParityOptions
 from shufflectl.deploy.runtimes import choose

@@ -22,7 +22,8 @@ from shufflectl.converters.capture import capture
 from shufflectl.converters.graph import Graph
 from shufflectl.converters.metadata import ModelInfo
 from shufflectl.converters.targets import TARGETS, EmitOptions
-from shufflectl.deploy.evaluate import Evaluation, FileScore, evaluate
+from shufflectl.deploy.evaluation.evaluate import evaluate
+from shufflectl.deploy.evaluation.scores import Evaluation, FileScore
 from shufflectl.deploy.options import ParityOptions
 from shufflectl.errors import ArtifactError, DataError, GateError
 from shufflectl.models import LoadedModel, load
