@@ -177,7 +177,7 @@ from shufflectl.deploy.runtimes.litert import LiteRT
 from shufflectl.errors import ArtifactError, ShufflectlError
 source, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
 refused = 0
-for seed in range(int(sys.argv[3])):
+for seed in range(*map(int, sys.argv[3:])):
     rng, data = random.Random(seed), bytearray(source)
     for _ in range(rng.choice((1, 1, 2, 4))):
         data[rng.randrange(len(data))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
@@ -195,7 +195,7 @@ def test_mutated_files_never_end_the_process(sound, tmp_path):
     source = tmp_path / "sound.tflite"
     source.write_bytes(sound)
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ, source, tmp_path / "m.tflite", "300"],
+        [sys.executable, "-c", FUZZ, source, tmp_path / "m.tflite", "0", "300"],
         capture_output=True,
         text=True,
         timeout=300,
