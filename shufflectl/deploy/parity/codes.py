@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.quantize.scales import Scale
-from shufflectl.deploy.parity.diagnose import Diagnosis
+from shufflectl.deploy.parity.case import Diagnosis
 from shufflectl.deploy.parity.figures import figure
 from shufflectl.deploy.parity.limits import CodeLimits
 from shufflectl.deploy.runtimes.base import Integers

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflectl.converters.graph import Graph
+from shufflectl.deploy.parity.case import Case, Diagnosis
 from shufflectl.deploy.parity.codes import CodeCounter, CodeReference, Codes
-from shufflectl.deploy.parity.diagnose import Case, Diagnosis, diagnose
+from shufflectl.deploy.parity.diagnose import diagnose
 from shufflectl.deploy.parity.feeds import Feeds
 from shufflectl.deploy.parity.limits import Limits
 from shufflectl.deploy.parity.metrics import Accumulator, Comparison
