@@ -21,7 +21,7 @@ from shufflectl.converters.quiet import quiet
 from shufflectl.deploy.runtimes.coreml import CoreML
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference, protos
 from shufflectl.deploy.runtimes.coreml_reference.blob import BlobFile
-from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
+from shufflectl.deploy.runtimes.coreml_reference.operations.table import EXACT, OPERATIONS
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
 from shufflectl.errors import (
     ArtifactError,

@@ -24,7 +24,7 @@ from shufflectl.deploy.runtimes.coreml_reference.operation import (
     held,
     room,
 )
-from shufflectl.deploy.runtimes.coreml_reference.operations import EXACT, OPERATIONS
+from shufflectl.deploy.runtimes.coreml_reference.operations.table import EXACT, OPERATIONS
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
 from shufflectl.deploy.runtimes.coreml_reference.program import read_program
 from shufflectl.errors import ArtifactError, DataError, UnsupportedOperatorError

@@ -1,0 +1,1 @@
+"""MIL operations on tensors."""
