@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from shufflectl.benchmarks.executor import Job, Measured
 from shufflectl.benchmarks.local import machine
-from shufflectl.benchmarks.results import Delegation, RunnerInfo, Target
+from shufflectl.benchmarks.local.base import OnThisMachine, require_cpu, require_file
+from shufflectl.benchmarks.results import Delegation, RunnerInfo
 from shufflectl.converters.targets import TARGETS
-from shufflectl.deploy.process import Completed, run
 from shufflectl.deploy.runtimes import create
 from shufflectl.errors import (
     ArtifactError,
@@ -27,7 +27,7 @@ from shufflectl.errors import (
     nearest,
 )
 
-__all__ = ["CHOOSES_THREADS", "RUNTIMES", "LocalExecutor", "call", "require_cpu", "require_file"]
+__all__ = ["CHOOSES_THREADS", "RUNTIMES", "LocalExecutor"]
 
 RUNTIMES: Final = ("onnxruntime", "litert", "tflite-runtime", "coreml")
 """Runtimes that the worker times; the Core ML reference is not worth it."""
@@ -36,14 +36,9 @@ CHOOSES_THREADS: Final = frozenset({"coreml"})
 """Those of them that cannot be told a number of threads: none is recorded, since none would be true."""
 
 _WORKER: Final = Path(__file__).with_name("round_worker.py")
-_GRACE_S: Final = 120.0
-"""For starting the process and opening the files, over the time that was asked for."""
-_PATIENCE: Final = 20.0
-"""Runs that take this much longer than was asked for are taken to hang."""
-_MAX_REPLY: Final = 16 << 20
 
 
-class LocalExecutor:
+class LocalExecutor(OnThisMachine):
     """One runtime on this machine; an `Executor`.
 
     Args:
@@ -67,25 +62,16 @@ class LocalExecutor:
             )
         self._runtime = create(runtime, python=python)
         self._python = str(python) if runtime == "tflite-runtime" else sys.executable
-        self._timeout = timeout
-        self._target = machine.target()
-        self._runner = RunnerInfo(
-            runtime,
-            sha256=hashlib.sha256(_WORKER.read_bytes()).hexdigest(),
-            argv=("python", "-I", _WORKER.name, "REQUEST"),
-            provides_samples=True,
-            can_pair=True,
+        super().__init__(
+            RunnerInfo(
+                runtime,
+                sha256=hashlib.sha256(_WORKER.read_bytes()).hexdigest(),
+                argv=("python", "-I", _WORKER.name, "REQUEST"),
+                provides_samples=True,
+                can_pair=True,
+            ),
+            timeout,
         )
-
-    @property
-    def runner(self) -> RunnerInfo:
-        """The runtime and its version."""
-        return self._runner
-
-    @property
-    def target(self) -> Target:
-        """This machine."""
-        return self._target
 
     @property
     def format(self) -> str:
@@ -109,9 +95,6 @@ class LocalExecutor:
         self._runner = replace(self._runner, version=version)
         yield
 
-    def settle(self) -> None:
-        """Do nothing: there is nothing to wait for."""
-
     def run(self, job: Job) -> tuple[Measured, ...]:
         """Run one job in a fresh process; see `Executor.run`."""
         require_cpu(job)
@@ -130,7 +113,7 @@ class LocalExecutor:
         # -I: neither PYTHONPATH nor the worker's own folder may lend it modules
         argv = [self._python, "-I", str(_WORKER), json.dumps(request)]
         names = " and ".join(path.name for path in job.artifacts)
-        done = call(argv, job, self._runtime.name, timeout=self._timeout)
+        done = self.call(argv, job)
         reply = self._reply(done.stdout, done.status, done.stderr, names)
         after = machine.snapshot(noise=reply["noise"])
         try:
@@ -176,68 +159,6 @@ class LocalExecutor:
 
     def _nonsense(self, names: str) -> UnstableError:
         return UnstableError(f"the reply of {self._runtime.name} on {names} makes no sense")
-
-
-def require_cpu(job: Job) -> None:
-    """Refuse what runs on phones only.
-
-    Raises:
-        UsageError: The job asks for another accelerator.
-    """
-    if job.accelerator != "cpu":
-        raise UsageError(
-            f"on this machine files run on the CPU, not on {job.accelerator!r}",
-            hint="leave --accelerator out",
-        )
-
-
-def require_file(artifact: Path, target: str, runtime: str) -> None:
-    """Refuse what a runtime would follow out of the folder, or does not check itself.
-
-    Raises:
-        ArtifactError: The file is missing, damaged, or of another format than the target's.
-    """
-    if artifact.suffix != TARGETS[target].extension:
-        raise ArtifactError(
-            f"{runtime} does not run {artifact.name}", hint=f"it runs {TARGETS[target].extension} files"
-        )
-    if target == "tflite":
-        from shufflectl.deploy.runtimes import tflite_file
-
-        tflite_file.read(artifact)
-    elif target == "onnx":
-        from shufflectl.deploy.onnx_weights import external_files, parse
-
-        external_files(parse(artifact)[0], artifact)
-
-
-def call(
-    argv: Sequence[str], job: Job, runtime: str, *, timeout: float | None = None, folder: Path | None = None
-) -> Completed:
-    """Run the process of a job, for as long as the job may take.
-
-    Args:
-        argv: The program and its arguments.
-        job: The job.
-        runtime: What runs it, for messages.
-        timeout: The longest time in seconds; None for one that follows from the job.
-        folder: The process's working folder; None for this one's.
-
-    Raises:
-        ArtifactError: It did not end in time.
-        UnavailableError: It cannot be started, or printed too much.
-    """
-    longest = timeout or _GRACE_S + _PATIENCE * (job.warmup.max_seconds + job.min_seconds)
-    try:
-        return run(argv, timeout=longest, folder=folder, limit=_MAX_REPLY)
-    except UnavailableError as error:
-        if "did not end" not in error.message:
-            raise
-        names = " and ".join(path.name for path in job.artifacts)
-        raise ArtifactError(
-            f"{runtime} did not get done with {names} within {longest:g} s",
-            hint="ask for fewer runs with --min-iterations, or see whether the file runs at all",
-        ) from error
 
 
 def _measured(entry: Mapping[str, Any], peak: Any, before: Any, after: Any, measured_s: float) -> Measured:

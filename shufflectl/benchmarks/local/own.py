@@ -19,8 +19,8 @@ from shufflectl.benchmarks.android.runners import Finished
 from shufflectl.benchmarks.android.runners.own import OwnRunner
 from shufflectl.benchmarks.executor import Job, Measured
 from shufflectl.benchmarks.local import machine
-from shufflectl.benchmarks.local.executor import call, require_cpu, require_file
-from shufflectl.benchmarks.results import RunnerInfo, Target
+from shufflectl.benchmarks.local.base import OnThisMachine, require_cpu, require_file
+from shufflectl.benchmarks.results import RunnerInfo
 from shufflectl.benchmarks.runner import NAME, library
 from shufflectl.deploy.devices import program_abi
 from shufflectl.deploy.publish import digest
@@ -77,7 +77,7 @@ def find(wanted: str | None) -> store.Program:
     return program
 
 
-class OwnExecutor:
+class OwnExecutor(OnThisMachine):
     """Our own runner on this machine; an `Executor`.
 
     Args:
@@ -86,24 +86,19 @@ class OwnExecutor:
     """
 
     def __init__(self, program: store.Program, *, timeout: float | None = None) -> None:
+        super().__init__(
+            RunnerInfo(
+                OWN,
+                sha256=program.sha256,
+                argv=(NAME, "--model", "MODEL"),
+                provides_samples=True,
+                can_pair=True,
+            ),
+            timeout,
+        )
         self._program = program
         self._own = OwnRunner()
-        self._timeout = timeout
         self._library: Path | None = None
-        self._target = machine.target()
-        self._runner = RunnerInfo(
-            OWN, sha256=program.sha256, argv=(NAME, "--model", "MODEL"), provides_samples=True, can_pair=True
-        )
-
-    @property
-    def runner(self) -> RunnerInfo:
-        """The program, and LiteRT's version: the package's, or the hash of a library of the program's own."""
-        return self._runner
-
-    @property
-    def target(self) -> Target:
-        """This machine."""
-        return self._target
 
     @contextmanager
     def open(self, artifacts: Sequence[Path]) -> Iterator[None]:
@@ -115,9 +110,6 @@ class OwnExecutor:
             require_file(artifact, "tflite", OWN)
         self._runner = replace(self._runner, version=version)
         yield
-
-    def settle(self) -> None:
-        """Do nothing: there is nothing to wait for."""
 
     def run(self, job: Job) -> tuple[Measured, ...]:
         """Run one job in a fresh process; see `Executor.run`."""
@@ -132,7 +124,7 @@ class OwnExecutor:
         with tempfile.TemporaryDirectory(prefix="shufflectl-") as scratch:
             folder = Path(scratch)
             with machine.pinned(cores):
-                done = call(argv, job, OWN, timeout=self._timeout, folder=folder)
+                done = self.call(argv, job, folder=folder)
             finished = Finished(done.status, done.stdout, done.stderr, _output(folder / plan.output))
         after = machine.snapshot(noise=machine.noise(begun, machine.processor_time()))
         return tuple(
