@@ -1,6 +1,6 @@
 """The state of one emission: which MIL variable, or constant, holds each tensor of the graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from shufflectl.converters.coreml.weights import Codes, HeldWeights, operand
 from shufflectl.converters.graph import Graph
 from shufflectl.errors import UnsupportedOperatorError
 
-__all__ = ["Emission", "label", "spatial_pads"]
+__all__ = ["Emission", "Operator", "label"]
 
 _INT32 = np.iinfo(np.int32)
 
@@ -144,32 +144,5 @@ class Emission:
         self.values[str(node.outputs[index].name)] = value
 
 
-def spatial_pads(
-    emission: Emission,
-    node: ir.Node,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-) -> tuple[list[int], list[int]]:
-    """Return the padding before and after each spatial dimension, ``auto_pad`` worked out.
-
-    ONNX ``SAME_UPPER`` and ``SAME_LOWER`` pad to ``ceil(size / stride)`` outputs, the odd element after or
-    before.
-    """
-    sizes = emission.spatial(node)
-    rank = len(sizes)
-    auto = node.attributes.get_string("auto_pad", "NOTSET")
-    if auto == "VALID":
-        return [0] * rank, [0] * rank
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        begin, end = [], []
-        for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-            total = max((-(-size // stride) - 1) * stride + (window - 1) * dilation + 1 - size, 0)
-            small, large = total // 2, total - total // 2
-            begin.append(small if auto == "SAME_UPPER" else large)
-            end.append(large if auto == "SAME_UPPER" else small)
-        return begin, end
-    pads = [int(p) for p in node.attributes.get_ints("pads", [0] * 2 * rank)]
-    if min(pads) < 0:
-        raise emission.refuse(node, "negative padding")
-    return pads[:rank], pads[rank:]
+Operator = Callable[[Emission, ir.Node], None]
+"""Writes a node."""

@@ -24,7 +24,7 @@ from shufflectl.converters.collector import paused_collector
 from shufflectl.converters.compose import Located, compose
 from shufflectl.converters.coreml.emission import Emission, label
 from shufflectl.converters.coreml.names import Namer
-from shufflectl.converters.coreml.operators import OPERATORS, needed_inputs
+from shufflectl.converters.coreml.operators.table import OPERATORS, needed_inputs
 from shufflectl.converters.coreml.package import write_package
 from shufflectl.converters.coreml.rounding import Rounding
 from shufflectl.converters.coreml.slim import shorten, slim_weights

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shufflectl.converters.coreml.operators import OPERATORS
+from shufflectl.converters.coreml.operators.table import OPERATORS
 from shufflectl.errors import UnsupportedOperatorError
 from support.coreml import differences, package
 from support.graphs import graph_from_text
