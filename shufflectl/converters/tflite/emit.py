@@ -32,7 +32,7 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
         from shufflectl.converters.tflite.emitter import Emitter
         from shufflectl.converters.tflite.grow import grow
         from shufflectl.converters.tflite.integer import to_integers, with_int8_weights
-        from shufflectl.converters.tflite.operators import OPERATORS
+        from shufflectl.converters.tflite.operators.table import OPERATORS
     except ModuleNotFoundError as e:
         package = (e.name or "").partition(".")[0]
         if package not in ("ai_edge_litert", "flatbuffers"):

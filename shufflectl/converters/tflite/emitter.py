@@ -1,6 +1,6 @@
 """The state of one conversion: which file tensors hold each tensor of the graph, and in which order of axes.
 
-Operators (`operators.py`) ask for their inputs in the order of axes that they want, and say in which order
+Operators (`operators`) ask for their inputs in the order of axes that they want, and say in which order
 their outputs come. This module pays for the difference, once for each tensor and order.
 """
 
@@ -27,7 +27,7 @@ from shufflectl.converters.tflite.layout import Dim, Shape, View, channels_last,
 from shufflectl.converters.trace import NHWC, Trace
 from shufflectl.errors import UnsupportedOperatorError
 
-__all__ = ["Emitter", "Handler", "Operand", "Order", "Site", "fixed_sizes"]
+__all__ = ["Emitter", "Handler", "Operand", "Order", "Site", "fixed_sizes", "int32"]
 
 Order = tuple[int, ...]
 _FP16_MAX = float(np.finfo(np.float16).max)
@@ -168,6 +168,11 @@ def fixed_sizes(site: Site, shape: Shape, axes: Sequence[int]) -> list[int]:
     if not all(isinstance(size, int) for size in sizes):
         site.refuse(f"the size of axis {axes[0]} and later is not fixed in {list(shape)}")
     return [int(size) for size in sizes]
+
+
+def int32(values: Any) -> NDArray[np.int32]:
+    """Return indices, axes or sizes as TFLite reads them."""
+    return np.asarray(values, np.int32)
 
 
 Handler = Callable[["Emitter", Site], None]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shufflectl.converters.tflite.operators import OPERATORS
+from shufflectl.converters.tflite.operators.table import OPERATORS
 from shufflectl.errors import UnsupportedOperatorError
 from support.tflite import census, compare, graph_of, operators
 
