@@ -27,8 +27,8 @@ from shufflectl.errors import ArtifactError
 
 __all__ = ["TfliteFile", "read"]
 
-_MAX_TENSOR: Final = 2**32
-"""The most bytes that one tensor may take, at batch 1."""
+_MAX_TENSOR: Final = 2**29
+"""The most bytes that one tensor may take, at the file's own batch: two of a damaged shape fit in memory."""
 
 _MAX_COUNT: Final = 1_000_000
 """The most entries that a vector of tables may have."""
@@ -460,7 +460,7 @@ def _check_tensor(buffer: Mapping[str, Any], tensor: Mapping[str, Any]) -> bool:
     elements = math.prod(shape)
     width = _DTYPES[kind].itemsize if kind in _DTYPES else 1
     if elements * width > _MAX_TENSOR:
-        raise _DamagedError(f"tensor {name!r} of shape {shape} exceeds 4 GiB")
+        raise _DamagedError(f"tensor {name!r} of shape {shape} exceeds 512 MiB")
     _, have = buffer.get("data", (0, 0))
     if not have:
         return bool(buffer.get("size")) and buffer.get("offset", 0) > 1

@@ -88,15 +88,14 @@ def test_mutated_int8_files_never_end_the_process(made: Coded, tmp_path: Path) -
     source = tmp_path / "sound.tflite"
     source.write_bytes(made.data)
     done = subprocess.run(
-        # Seeds 29 and 57 make files that LiteRT loads and runs for 20 s of a core each: they are left out.
-        [sys.executable, "-c", FUZZ, source, tmp_path / "m.tflite", "100", "400"],
+        [sys.executable, "-c", FUZZ, source, tmp_path / "m.tflite", "0", "400"],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert (0, "") == (done.returncode, done.stderr)
-    assert 30 < int(done.stdout) < 300
+    assert 30 < int(done.stdout) < 400
 
 
 @pytest.fixture(scope="module")
