@@ -45,6 +45,14 @@ def shufflectl(
     return Run(done.returncode, done.stdout, done.stderr)
 
 
+def pytest_configure() -> None:
+    """Keep torch to one thread where processes of tests share the cores: its threads wait by spinning."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def run_cli() -> Any:
     """The command line as a function of its arguments."""
