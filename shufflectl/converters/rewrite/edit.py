@@ -239,6 +239,9 @@ class Editor:
             new = self.node("Identity", [new], [Graph.shape(old)], f"{name}.identity")[0]
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         old.name = self.name(f"{name}.before")
+        maker = old.producer()
+        if maker is not None and maker.name == name:  # it may stay: what replaces the tensor may read it
+            maker.name = old.name
         self._values[str(old.name)], self._values[name] = old, new
         new.name = name
         self.graph.records[str(old.name)] = TensorRecord("")

@@ -281,3 +281,16 @@ def test_many_scattered_channels_are_picked_by_one_gather(name: str, align: int)
 
 def weights_held(graph: Graph) -> int:
     return sum(v.const_value.size for v in graph.model.graph.initializers.values() if v.const_value)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_a_shuffle_that_ends_up_behind_the_output_leaves_no_name_twice(groups: int) -> None:
+    net = Net(0)
+    x = net.act(net.shuffle(net.conv(net.input(6, 4), 6), groups, 4))
+    net.outputs += net.op("GlobalAveragePool", [x], 6, 1)
+    before = net.finish()
+    after, report = apply("commute", before)
+    assert report.changed
+    assert difference(before, after) < 1e-5
+    names = [node.name for node in after.nodes]
+    assert len(names) == len(set(names))
