@@ -119,7 +119,7 @@ def slim_weights(spec: Any, weights: Path) -> None:
     new = bytearray(old[:_ALIGNMENT])
     places: dict[tuple[int, bytes], int] = {}
     for value, kind, data, record in held:
-        if len(value.type.tensorType.dimensions) == 1 and _shorter_inside(len(data), count[kind, data]):
+        if _is_vector_of_bytes(value) and _shorter_inside(len(data), count[kind, data]):
             value.immediateValue.tensor.bytes.values = data
             continue
         if (kind, data) not in places:
@@ -136,6 +136,14 @@ def _blob(file: bytes, place: int) -> tuple[int, bytes, tuple[Any, ...]]:
     record = _RECORD.unpack_from(file, place)
     _, kind, size, start, _ = record
     return kind, file[start : start + size], record
+
+
+def _is_vector_of_bytes(value: Any) -> bool:
+    """Whether a program holds such a value as its bytes: numbers of 32 bits are in fields of their own."""
+    from coremltools.proto import MIL_pb2 as mil
+
+    kind = value.type.tensorType
+    return len(kind.dimensions) == 1 and kind.dataType in (mil.FLOAT16, mil.INT8, mil.UINT8)
 
 
 def _shorter_inside(size: int, count: int) -> bool:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coremltools.proto import MIL_pb2 as mil
 
 from converters.coreml.test_codes import int8, scaled
 from converters.quantize.nets import images
 from shufflectl.converters.coreml import emit as emit_module
+from shufflectl.converters.coreml import slim as slim_module
 from shufflectl.converters.graph import Graph
 from shufflectl.deploy.runtimes.coreml_reference import CoreMLReference
 from shufflectl.deploy.runtimes.coreml_reference.package import read_model
@@ -132,6 +134,24 @@ def test_the_weight_file_counts_its_blobs_and_is_aligned(slim: Path, full: Path)
         start = int.from_bytes(data[place + 16 : place + 24], "little")
         assert (0, place + 64) == (place % 64, start)
     assert len(data) < (full / WEIGHTS).stat().st_size
+
+
+def test_only_halves_and_codes_are_held_as_bytes(slim: Path) -> None:
+    held = Counter(
+        mil.DataType.Name(value.type.tensorType.dataType)
+        for op in operations(slim)
+        for value in op.attributes.values()
+        if value.immediateValue.tensor.WhichOneof("value") == "bytes"
+    )
+    assert held["FLOAT16"] > 0
+    assert {"FLOAT16", "INT8", "UINT8"} >= held.keys()  # the others have fields of their own in MIL
+
+
+def test_a_vector_of_single_precision_stays_in_the_weight_file() -> None:
+    value = mil.Value()
+    value.type.tensorType.dataType = mil.FLOAT32
+    value.type.tensorType.dimensions.add().constant.size = 2
+    assert not slim_module._is_vector_of_bytes(value)
 
 
 def test_packages_in_floats_are_as_coremltools_writes_them(tmp_path: Path) -> None:
