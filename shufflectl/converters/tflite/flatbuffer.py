@@ -125,7 +125,7 @@ class Operator:
 class _Builder(flatbuffers.Builder):  # type: ignore[misc]
     """A builder that aligns byte vectors (the constants) to what the schema asks, and writes equal ones once.
 
-    Shapes and zero points of rows are the same for many tensors.
+    Shapes and zero points of rows are the same for many tensors, grids and options for many operators.
     """
 
     head: int  # the base class is untyped
@@ -142,6 +142,15 @@ class _Builder(flatbuffers.Builder):  # type: ignore[misc]
             self._written[key] = int(super().CreateNumpyVector(x))
         return self._written[key]
 
+    def once(self, table: Any) -> int:
+        """Write a table of the object API; the same one for the same content."""
+        alone = flatbuffers.Builder(256)
+        alone.Finish(table.Pack(alone))
+        key = (type(table).__name__, bytes(alone.Output()))
+        if key not in self._written:
+            self._written[key] = int(table.Pack(self))
+        return self._written[key]
+
     def _bytes(self, x: NDArray[Any]) -> int:
         self.StartVector(1, x.size, _ALIGNMENT)
         end: int = self.head
@@ -149,6 +158,16 @@ class _Builder(flatbuffers.Builder):  # type: ignore[misc]
         self.Bytes[self.head : end] = x.data
         self.vectorNumElems = x.size
         return int(self.EndVector())
+
+
+class _Once:
+    """A table of the object API that is held once in the file, however many tables have one like it."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def Pack(self, builder: _Builder) -> int:  # noqa: N802 - what the object API calls
+        return builder.once(self._table)
 
 
 class ModelWriter:
@@ -256,8 +275,10 @@ class ModelWriter:
                 name=t.name,
                 quantization=None
                 if t.grid is None
-                else schema.QuantizationParametersT(
-                    scale=t.grid.scales, zeroPoint=t.grid.zeros, quantizedDimension=t.grid.axis
+                else _Once(
+                    schema.QuantizationParametersT(
+                        scale=t.grid.scales, zeroPoint=t.grid.zeros, quantizedDimension=t.grid.axis
+                    )
                 ),
                 shapeSignature=None
                 if t.dims == t.shape
@@ -271,7 +292,7 @@ class ModelWriter:
                 inputs=[index[id(t)] for t in op.inputs],
                 outputs=[index[id(t)] for t in op.outputs],
                 builtinOptionsType=0 if op.options is None else _options_type(op.options),
-                builtinOptions=op.options,
+                builtinOptions=None if op.options is None else _Once(op.options),
             )
             for op in self.operators
         ]
