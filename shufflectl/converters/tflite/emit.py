@@ -49,7 +49,7 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
     description = ", ".join(part for part in (info.name, info.description) if part)
     metadata = {
         METADATA_KEY: json.dumps(info.to_json(), ensure_ascii=False, separators=(",", ":")).encode(),
-        TRACE_KEY: emitter.trace(codes).to_json().encode(),
+        TRACE_KEY: emitter.trace(codes).to_bytes(),
         NAME: describe(info, emitter.inputs, emitter.outputs, nhwc=options.layout != "nchw"),
     }
     model = emitter.file.finish(
