@@ -6,8 +6,9 @@ generator forgets. The bytes depend on the calls alone.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final, Self
 
 import flatbuffers
@@ -220,6 +221,21 @@ class ModelWriter:
         self._names.setdefault(name, 1)
         tensor.name = name
 
+    def shorten(self, known: Collection[str]) -> None:
+        """Call tensors but weights in codes by a letter and a number: ``c12`` a constant, ``t3`` any other.
+
+        Args:
+            known: Names that stay.
+        """
+        tensors = list(dict.fromkeys(t for op in self.operators for t in (*op.inputs, *op.outputs)))
+        weights = {t.name for t in tensors if t.data is not None and t.dtype == np.int8}
+        kept = {*known, *weights}
+        numbers = {"c": count(), "t": count()}
+        for tensor in tensors:
+            letter = "t" if tensor.data is None else "c"
+            if tensor.name not in kept:
+                tensor.name = next(n for n in (f"{letter}{i}" for i in numbers[letter]) if n not in kept)
+
     def live(self, outputs: Sequence[Tensor]) -> set[int]:
         """Drop operators whose results nobody reads; return the identities of the tensors that remain."""
         wanted = {id(t) for t in outputs}
@@ -291,8 +307,8 @@ class ModelWriter:
                 opcodeIndex=codes[op.code, op.version],
                 inputs=[index[id(t)] for t in op.inputs],
                 outputs=[index[id(t)] for t in op.outputs],
-                builtinOptionsType=0 if op.options is None else _options_type(op.options),
-                builtinOptions=None if op.options is None else _Once(op.options),
+                builtinOptionsType=_options_type(op.options) if _says(op.options) else 0,
+                builtinOptions=_Once(op.options) if _says(op.options) else None,
             )
             for op in self.operators
         ]
@@ -336,3 +352,8 @@ class ModelWriter:
 def _options_type(options: Any) -> int:
     """Return the tag of an options table, which the schema names like its class."""
     return int(getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T")))
+
+
+def _says(options: Any) -> bool:
+    """Whether an options table has any field at all: TRANSPOSE's has none, and readers do not ask for it."""
+    return options is not None and bool(vars(options))
