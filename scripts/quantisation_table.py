@@ -10,16 +10,19 @@ Each model is exported in fp32 and int8 to all targets. Measured on images that 
 - the size next to the fp32 file, and the verdict of the export, which examines every layer in codes;
 - SQNR of the official int8 files: ONNX Runtime's `quantize_static` (Q/DQ, weights by channel, uint8
   activations, min-max) of torch's own export, and ai-edge-quantizer's static_wi8_ai8 of litert-torch's, which
-  are calibrated on the same images. The better of them is what ours are held against.
+  are calibrated on the same images. The better of them is what ours are held against;
+- latency next to our fp32 file and the official int8 file, in turns inside one process, one thread. Core ML
+  has no runtime here.
 
 Networks of the registry have the weights random:0, and smooth noise for images; networks that are bundled
 with weights are measured on the bundled digits too. Another trained network: --checkpoint, with --images.
 
-Each model's figures are kept as JSON under --work, so that an interrupted run goes on where it stopped. The
-table is written from all that is there.
+Each model's figures are kept as JSON under --work, so that an interrupted run goes on where it stopped; the
+official files are kept there too. The table is written from all
+that is there.
 
 Usage: python scripts/quantisation_table.py [--only NAME,...] [--size N] [--official NAME,...]
-           [--checkpoint FILE --images FILE.npz [--classes N] [--title TEXT]]
+           [--official-only] [--checkpoint FILE --images FILE.npz [--classes N] [--title TEXT]]
            [--env-dir FOLDER] [--work FOLDER] [--docs]
 """
 
@@ -32,25 +35,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from peers.environments import OWN, PEERS, interpreters, versions
-from peers.files import ROOT, call
+from peers import official_codes
+from peers.environments import interpreters
+from peers.files import ROOT
 from peers.quantisation_page import TARGETS, page, summary
+from peers.turns import RUNNERS, timed
 
 from shufflectl.converters.graph import Graph
 from shufflectl.errors import ShufflectlError
 from shufflectl.models import zoo
 
 PAGE = ROOT / "docs" / "quantisation-table.md"
-SCHEMA = "shufflectl.quantisation-table/2"
-EXTENSIONS = {"onnx": ".onnx", "tflite": ".tflite", "coreml": ".mlpackage"}
-OFFICIAL = (
-    *(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")),
-    *(f"shufflenet_v1_g{groups}_x1_0" for groups in (1, 3, 8)),
-)
+SCHEMA = "shufflectl.quantisation-table/3"
 CLASSIFIER = "logits"
 
 Record = dict[str, Any]
@@ -90,18 +90,24 @@ def main() -> None:
     arguments = _parse()
     work = arguments.work.expanduser().resolve()
     work.mkdir(parents=True, exist_ok=True)
-    official = set(arguments.official)
-    pythons = interpreters(arguments.env_dir, ["litert-torch"]) if official else {}
+    wanted = set(zoo.names() if arguments.official is None else arguments.official)
+    pythons = interpreters(arguments.env_dir, [official_codes.ENVIRONMENT] if wanted else [])
     failed = []
     for subject in _subjects(arguments):
         file = work / f"{subject.key}.json"
         known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        wanted = subject.model in official
-        if known.get("schema") == SCHEMA and (known["official"] or not wanted):
+        official = work / "official" / subject.key
+        compare = subject.model in wanted
+        if known.get("schema") == SCHEMA and (known["official"] or not compare):
             continue
         begun = time.monotonic()
         try:
-            record = measure(subject, work / subject.key, pythons if wanted else {})
+            if compare and official_codes.find(official) is None:
+                _make_official(subject, official, pythons)
+            if arguments.official_only:
+                print(f"{subject.key}: {time.monotonic() - begun:.0f} s", flush=True)
+                continue
+            record = measure(subject, work / subject.key, official if compare else None)
         except (ShufflectlError, SystemExit) as error:  # the others go on; this one is named at the end
             failed.append(subject.key)
             print(f"{subject.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -132,8 +138,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--calibrate", type=int, default=16, help="images of noise to calibrate on")
     parser.add_argument("--test", type=int, default=16, help="images of noise to measure on")
     parser.add_argument(
-        "--official", type=names, default=OFFICIAL, help="models to run the official quantisers for"
+        "--official", type=names, help="models to run the official quantisers for; all by default"
     )
+    parser.add_argument("--official-only", action="store_true", help="make the official files, and no other")
     parser.add_argument(
         "--checkpoint", type=Path, help="measure this checkpoint, and no model of the registry"
     )
@@ -230,56 +237,88 @@ def smooth_noise(count: int, size: int) -> Images:
     return resize(coarse, size)
 
 
-def measure(subject: Subject, folder: Path, pythons: Mapping[str, Path]) -> Record:
+class _Network(NamedTuple):
+    """A network that is measured.
+
+    Attributes:
+        loaded: What `models.load` returns.
+        calibration: Prepared images, ``[N, 3, size, size]``.
+        test: Others.
+        logits: What torch makes of those.
+    """
+
+    loaded: Any
+    calibration: NDArray[np.float32]
+    test: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+
+def _network(subject: Subject) -> _Network:
+    import torch
+
+    from shufflectl.models import load
+
+    loaded = load(subject.model, weights=subject.weights, num_classes=subject.classes)
+    calibration, test = (loaded.preprocess.apply(i) for i in (subject.calibration, subject.test))
+    with torch.inference_mode():
+        logits = np.concatenate(
+            [loaded.module(torch.from_numpy(test[i : i + 16])).numpy() for i in range(0, len(test), 16)]
+        )
+    return _Network(loaded, calibration, test, logits)
+
+
+def _make_official(subject: Subject, folder: Path, pythons: Mapping[str, Path]) -> None:
+    network = _network(subject)
+    name = f"{subject.model}@{subject.size}"
+    official_codes.make(folder, name, network.loaded.module, network.calibration, pythons)
+
+
+def measure(subject: Subject, folder: Path, official: Path | None) -> Record:
     """Export a network, and return its figures; the folder is removed again.
 
     Args:
         subject: The network and its images.
         folder: For files.
-        pythons: Where the official quantisers live; empty to leave them out.
+        official: The folder of the official files; None to leave them out.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        return _measured(subject, folder, pythons)
+        return _measured(subject, folder, official)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measured(subject: Subject, folder: Path, pythons: Mapping[str, Path]) -> Record:
-    import torch
-
+def _measured(subject: Subject, folder: Path, official: Path | None) -> Record:
     from shufflectl.deploy.export import captured
-    from shufflectl.models import load
 
-    model = load(subject.model, weights=subject.weights, num_classes=subject.classes)
-    calibration, test = (model.preprocess.apply(i) for i in (subject.calibration, subject.test))
-    with torch.inference_mode():
-        logits = np.concatenate(
-            [model.module(torch.from_numpy(test[i : i + 16])).numpy() for i in range(0, len(test), 16)]
-        )
-    record: Record = {
+    network = _network(subject)
+    found = (official_codes.find(official) if official is not None else None) or {"files": {}}
+    theirs = {target: official / what["file"] for target, what in found["files"].items() if official}
+    own = _own(
+        subject,
+        folder,
+        network.test,
+        network.logits,
+        cache(lambda: captured(network.loaded, subject.size, 1)),
+        theirs,
+    )
+    return {
         "schema": SCHEMA,
         "model": subject.model,
         "weights": subject.shown,
         "size": subject.size,
         "images": subject.source,
-        "calibrated": len(calibration),
-        "tested": len(test),
-        "accuracy": _accuracy(logits, subject.labels),
-        **_own(subject, folder, test, logits, cache(lambda: captured(model, subject.size, 1))),
-        "official": {},
+        "calibrated": len(network.calibration),
+        "tested": len(network.test),
+        "accuracy": _accuracy(network.logits, subject.labels),
+        **own,
+        "official": {
+            target: what | _figures(theirs[target], target, network.test, network.logits, subject.labels)
+            for target, what in found["files"].items()
+        },
+        "versions": found.get("versions", {}),
     }
-    if pythons:
-        record["official"] = _official(subject, folder, model.module, calibration, test, logits, pythons)
-        record["versions"] = versions(
-            {OWN: Path(sys.executable), **pythons},
-            {
-                OWN: ["onnxruntime", "ai-edge-litert", "coremltools", "torch", "onnxsim"],
-                "litert-torch": ["litert-torch", "ai-edge-quantizer"],
-            },
-        )
-    return record
 
 
 def _own(
@@ -288,8 +327,9 @@ def _own(
     test: NDArray[np.float32],
     logits: NDArray[np.float32],
     graph: Callable[[], Graph],
+    official: Mapping[str, Path],
 ) -> Record:
-    """Export, and return what our files are like."""
+    """Export, and return what our files are like, and how fast next to the official ones."""
     from peers.inner_codes import inner_codes, layer_codes
 
     from shufflectl.deploy.calibration_options import CalibrationOptions
@@ -322,7 +362,12 @@ def _own(
             "ratio": result.summary.bytes / results[target, "fp32"].summary.bytes,
             "passed": result.passed,
             "reasons": list(result.reasons),
+            "medians_ms": [],
         }
+        if target in RUNNERS:
+            files = {"fp32": folder / "own" / results[target, "fp32"].artifact.file, "int8": paths[target]}
+            files |= {"official": official[target]} if target in official else {}
+            targets[target]["medians_ms"] = timed(target, files, test[:1], folder)
     few = test[:4]
     codes = compare_codes(zip(*(inner_codes(paths[t], few) for t in ("onnx", "tflite")), strict=True))
     layers = {t: by_layer(layer_codes(paths[t], few, graph)) for t in ("onnx", "tflite")}
@@ -379,50 +424,6 @@ def _figures(
 
 def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> float | None:
     return None if labels is None else float((logits.argmax(1) == labels).mean())
-
-
-def _official(
-    subject: Subject,
-    folder: Path,
-    module: Any,
-    calibration: NDArray[np.float32],
-    test: NDArray[np.float32],
-    logits: NDArray[np.float32],
-    pythons: Mapping[str, Path],
-) -> Record:
-    """Return what the official int8 files are like."""
-    import torch
-
-    weights, images = folder / "weights.pt", folder / "calibration.npy"
-    torch.save(module.state_dict(), weights)
-    np.save(images, calibration)
-    name = f"{subject.model}@{subject.size}"
-    converters = {
-        "onnx": (OWN, "onnx_simplified.py", "onnx_quantised.py", ()),
-        "tflite": (
-            "litert-torch",
-            "tflite_litert_torch.py",
-            "tflite_quantised.py",
-            (str(folder / "laps.json"),),
-        ),
-    }
-    found: Record = {}
-    for target, (environment, converter, quantiser, more) in converters.items():
-        python = str({OWN: Path(sys.executable), **pythons}[environment])
-        floats, codes = (folder / f"official-{p}{EXTENSIONS[target]}" for p in ("fp32", "int8"))
-        call(
-            [python, str(PEERS / converter), name, str(weights), str(floats), *more],
-            f"{floats.name} of {name}",
-        )
-        call(
-            [python, str(PEERS / quantiser), str(floats), str(images), str(codes)], f"{codes.name} of {name}"
-        )
-        found[target] = {
-            **_figures(codes, target, test, logits, subject.labels),
-            "bytes": codes.stat().st_size,
-            "ratio": codes.stat().st_size / floats.stat().st_size,
-        }
-    return found
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 def record(sqnr: float = 33.0, ratio: float = 0.28, different: int = 0, largest: int = 0) -> dict[str, Any]:
     """Return a model's figures; the better official file has 32.5 dB."""
     file = {"sqnr": sqnr, "agreement": 1.0, "accuracy": None, "bytes": 1000, "ratio": ratio}
+    turns = [{"fp32": 2.0, "int8": ms, "official": 1.25} for ms in (1.0, 0.9, 1.1)]
     count = {"elements": 1000, "different": different, "largest": largest}
     return {
         "model": "shufflenet_v2_x1_0",
@@ -46,7 +47,10 @@ def record(sqnr: float = 33.0, ratio: float = 0.28, different: int = 0, largest:
         "calibrated": 16,
         "tested": 16,
         "accuracy": None,
-        "targets": {t: file | {"passed": True, "reasons": []} for t in ("onnx", "tflite", "coreml")},
+        "targets": {
+            t: file | {"passed": True, "reasons": [], "medians_ms": turns if t != "coreml" else []}
+            for t in ("onnx", "tflite", "coreml")
+        },
         "layers": {"onnx": count | {"different": 0, "largest": 0}, "tflite": count},
         "codes": {"tensors": 3, "before": count, "classifier": count},
         "official": {"onnx": file | {"sqnr": 32.5}, "tflite": file | {"sqnr": 20.0}},
@@ -69,6 +73,13 @@ def test_page_compares_the_lowest_of_ours_with_the_better_official_file(load: An
     text = load("peers.quantisation_page").page([record()])
     row = "| `shufflenet_v2_x1_0` | random:0 | 32.50 | 20.00 | 33.00 | 33.00 | 33.00 | +0.50 |"
     assert row in text
+
+
+def test_page_shows_times_next_to_fp32_and_to_the_official_file(load: Any) -> None:
+    text = load("peers.quantisation_page").page([record()])
+    assert "| onnx | pass | 33.00 | 1.0000 | 1,000 | 0.280 | 0.50 (0.45-0.55) |" in text
+    assert "| coreml | pass | 33.00 | 1.0000 | 1,000 | 0.280 |  |" in text
+    assert "| +0.50 | 0.80 (0.72-0.88) | 0.80 (0.72-0.88) |" in text
 
 
 def test_a_model_that_meets_every_goal_is_not_named(load: Any) -> None:

@@ -4,6 +4,8 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from peers.turns import ratios
+
 from shufflectl.models import zoo
 
 __all__ = ["TARGETS", "better", "conclusions", "identical", "page", "summary"]
@@ -55,9 +57,12 @@ def page(records: Sequence[Record]) -> str:
         "- *top-1*: the share of images on which torch and the file name the same class.",
         "- *size*: the int8 file next to the fp32 file of the same target.",
         "- *parity*: the export's own verdict: every layer in codes, and the outputs.",
+        "- *time*: the int8 file's next to the fp32 file's, ours both, with its 95 % interval: one thread,",
+        "  in turns inside one process, a fresh process for each of 7 ratios. Core ML has no runtime here.",
         "- *gap*: our lowest less the better official one: ONNX Runtime's `quantize_static` (Q/DQ,",
         "  weights by channel, min-max) of torch's export, and ai-edge-quantizer's `static_wi8_ai8` of",
-        "  litert-torch's export, calibrated on the same images.",
+        "  litert-torch's export, calibrated on the same images. *ONNX Runtime* and *LiteRT*: the time of",
+        "  our int8 file next to the official one's.",
         "",
     ]
     for title, group in (
@@ -98,7 +103,7 @@ def _head(texts: Sequence[str], numbers: Sequence[str]) -> list[str]:
 
 def _table(rows: Sequence[Record]) -> list[str]:
     trained = any(row["accuracy"] is not None for row in rows)
-    numbers = ["SQNR dB", "top-1", *(["accuracy", "in fp32"] if trained else []), "bytes", "size"]
+    numbers = ["SQNR dB", "top-1", *(["accuracy", "in fp32"] if trained else []), "bytes", "size", "time"]
     lines = _head(["model", "weights", "target", "parity"], numbers)
     for row in rows:
         for target, found in row["targets"].items():
@@ -106,14 +111,20 @@ def _table(rows: Sequence[Record]) -> list[str]:
             cells += [f"{found['sqnr']:.2f}", f"{found['agreement']:.4f}"]
             if trained:
                 cells += ["" if a is None else f"{a:.4f}" for a in (found["accuracy"], row["accuracy"])]
-            cells += [f"{found['bytes']:,}", f"{found['ratio']:.3f}"]
+            cells += [f"{found['bytes']:,}", f"{found['ratio']:.3f}", _time(found, "fp32")]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
+def _time(found: Record, other: str) -> str:
+    estimate = ratios(found["medians_ms"], "int8", other)
+    return "" if estimate is None else "{:.2f} ({:.2f}-{:.2f})".format(*estimate)
+
+
 def _official_table(rows: Sequence[Record]) -> list[str]:
     numbers = ["quantize_static", "ai-edge-quantizer", *(f"ours, {t}" for t in TARGETS), "gap"]
-    lines = ["SQNR in dB.", "", *_head(["model", "weights"], numbers)]
+    numbers += ["ONNX Runtime", "LiteRT"]
+    lines = ["SQNR in dB; times of ours next to theirs.", "", *_head(["model", "weights"], numbers)]
     for row in rows:
         best = better(row)
         if best is None:
@@ -124,6 +135,7 @@ def _official_table(rows: Sequence[Record]) -> list[str]:
             f"{row['official'][t]['sqnr']:.2f}" if t in row["official"] else "" for t in ("onnx", "tflite")
         ]
         cells += [*(f"{value:.2f}" for value in own), f"{min(own) - best:+.2f}"]
+        cells += [_time(row["targets"][target], "official") for target in ("onnx", "tflite")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
