@@ -21,7 +21,7 @@ METADATA_KEY = "shufflectl.info"
 """The key under which every format's own metadata holds `ModelInfo.to_json`."""
 
 TRACE_KEY = "shufflectl.trace"
-"""The key under which every format's own metadata holds a `converters.trace.Trace`, as JSON or deflated."""
+"""The key under which every format's own metadata holds `converters.trace.Trace.to_json`."""
 
 Inside = Literal["nothing", "weights", "shift", "operators"]
 """What of the preprocessing a file does itself; see `converters.pixels.Fold`."""

@@ -7,7 +7,6 @@ the order of its channels. Parity reads it to compare layer by layer through any
 
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
@@ -28,9 +27,6 @@ _PIXELS: Final = "::pixels"
 _RUN: Final = re.compile(r"(-?[0-9]{1,7})(?:\*([0-9]{1,7})|:([0-9]{1,7})(?::([1-9][0-9]{0,6}))?)?")
 _MOST_CHANNELS: Final = 1 << 20
 """More than any network has; a file that claims more is damaged or hostile."""
-
-_MOST_TEXT: Final = 1 << 24
-"""The most bytes of JSON that a trace unpacks to: 16 MiB, those of some 200,000 tensors."""
 
 
 def pixels_of(name: str) -> str:
@@ -152,28 +148,6 @@ class Trace(Mapping[str, TensorView]):
         if not isinstance(rows, dict):
             raise ValueError("a trace is a JSON object")  # noqa: TRY004 - a malformed file, not a caller's type error
         return cls({str(logical): _view(str(logical), row) for logical, row in rows.items()})
-
-    def to_bytes(self) -> bytes:
-        """Return the trace as deflated JSON, an eighth of it, for formats whose metadata are bytes."""
-        return zlib.compress(self.to_json().encode(), 9)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` wrote, or plain JSON.
-
-        Raises:
-            ValueError: The bytes are not a trace, or unpack to more than any network's.
-        """
-        if data.startswith(b"{"):
-            return cls.from_json(data)
-        unpacker = zlib.decompressobj()
-        try:
-            text = unpacker.decompress(data, _MOST_TEXT)
-        except zlib.error as error:
-            raise ValueError("a trace is deflated JSON") from error
-        if not unpacker.eof:
-            raise ValueError("a trace is cut short, or unpacks to more than any network's")
-        return cls.from_json(text)
 
 
 def _row(view: TensorView, logical: str) -> dict[str, Any]:

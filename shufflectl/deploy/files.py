@@ -85,8 +85,7 @@ def own_metadata(metadata: Mapping[str, str | bytes], path: Path) -> tuple[Model
     """
     try:
         info = ModelInfo.from_json(json.loads(metadata[METADATA_KEY])) if METADATA_KEY in metadata else None
-        held = metadata.get(TRACE_KEY, "{}")
-        trace = Trace.from_json(held) if isinstance(held, str) else Trace.from_bytes(held)
+        trace = Trace.from_json(metadata[TRACE_KEY]) if TRACE_KEY in metadata else Trace()
     except _MALFORMED as error:
         raise ArtifactError(
             f"{path} is damaged: its shufflectl metadata cannot be read", hint=EXPORT_AGAIN

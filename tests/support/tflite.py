@@ -75,7 +75,7 @@ def metadata(data: bytes, key: str) -> bytes:
 
 def trace_of(data: bytes) -> Trace:
     """Return a file's trace."""
-    return Trace.from_bytes(metadata(data, TRACE_KEY))
+    return Trace.from_json(metadata(data, TRACE_KEY).decode())
 
 
 def reference(graph: Graph, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -46,15 +46,10 @@ def to_bytes(graph: Graph, info: ModelInfo, options: EmitOptions) -> bytes:
         codes = to_integers(emitter.file, emitter.inputs, emitter.outputs, options.io)
     elif options.precision in ("int8-weights", "int8-dynamic"):
         with_int8_weights(emitter.file, dynamic=options.precision == "int8-dynamic")
-    trace = emitter.trace(codes)
-    if options.precision == "int8":
-        ends = (*emitter.inputs.values(), *emitter.outputs.values())
-        known = {*(t.name for t in ends), *(name for view in trace.values() for name in view.names)}
-        emitter.file.shorten(known)
     description = ", ".join(part for part in (info.name, info.description) if part)
     metadata = {
         METADATA_KEY: json.dumps(info.to_json(), ensure_ascii=False, separators=(",", ":")).encode(),
-        TRACE_KEY: trace.to_bytes(),
+        TRACE_KEY: emitter.trace(codes).to_json().encode(),
         NAME: describe(info, emitter.inputs, emitter.outputs, nhwc=options.layout != "nchw"),
     }
     model = emitter.file.finish(

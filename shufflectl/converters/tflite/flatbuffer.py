@@ -6,9 +6,8 @@ generator forgets. The bytes depend on the calls alone.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Final, Self
 
 import flatbuffers
@@ -126,7 +125,7 @@ class Operator:
 class _Builder(flatbuffers.Builder):  # type: ignore[misc]
     """A builder that aligns byte vectors (the constants) to what the schema asks, and writes equal ones once.
 
-    Shapes and zero points of rows are the same for many tensors, grids and options for many operators.
+    Shapes and zero points of rows are the same for many tensors.
     """
 
     head: int  # the base class is untyped
@@ -143,15 +142,6 @@ class _Builder(flatbuffers.Builder):  # type: ignore[misc]
             self._written[key] = int(super().CreateNumpyVector(x))
         return self._written[key]
 
-    def once(self, table: Any) -> int:
-        """Write a table of the object API; the same one for the same content."""
-        alone = flatbuffers.Builder(256)
-        alone.Finish(table.Pack(alone))
-        key = (type(table).__name__, bytes(alone.Output()))
-        if key not in self._written:
-            self._written[key] = int(table.Pack(self))
-        return self._written[key]
-
     def _bytes(self, x: NDArray[Any]) -> int:
         self.StartVector(1, x.size, _ALIGNMENT)
         end: int = self.head
@@ -159,16 +149,6 @@ class _Builder(flatbuffers.Builder):  # type: ignore[misc]
         self.Bytes[self.head : end] = x.data
         self.vectorNumElems = x.size
         return int(self.EndVector())
-
-
-class _Once:
-    """A table of the object API that is held once in the file, however many tables have one like it."""
-
-    def __init__(self, table: Any) -> None:
-        self._table = table
-
-    def Pack(self, builder: _Builder) -> int:  # noqa: N802 - what the object API calls
-        return builder.once(self._table)
 
 
 class ModelWriter:
@@ -220,21 +200,6 @@ class ModelWriter:
                     other.name = self._unique(f"{name}/inner")
         self._names.setdefault(name, 1)
         tensor.name = name
-
-    def shorten(self, known: Collection[str]) -> None:
-        """Call tensors but weights in codes by a letter and a number: ``c12`` a constant, ``t3`` any other.
-
-        Args:
-            known: Names that stay.
-        """
-        tensors = list(dict.fromkeys(t for op in self.operators for t in (*op.inputs, *op.outputs)))
-        weights = {t.name for t in tensors if t.data is not None and t.dtype == np.int8}
-        kept = {*known, *weights}
-        numbers = {"c": count(), "t": count()}
-        for tensor in tensors:
-            letter = "t" if tensor.data is None else "c"
-            if tensor.name not in kept:
-                tensor.name = next(n for n in (f"{letter}{i}" for i in numbers[letter]) if n not in kept)
 
     def live(self, outputs: Sequence[Tensor]) -> set[int]:
         """Drop operators whose results nobody reads; return the identities of the tensors that remain."""
@@ -291,10 +256,8 @@ class ModelWriter:
                 name=t.name,
                 quantization=None
                 if t.grid is None
-                else _Once(
-                    schema.QuantizationParametersT(
-                        scale=t.grid.scales, zeroPoint=t.grid.zeros, quantizedDimension=t.grid.axis
-                    )
+                else schema.QuantizationParametersT(
+                    scale=t.grid.scales, zeroPoint=t.grid.zeros, quantizedDimension=t.grid.axis
                 ),
                 shapeSignature=None
                 if t.dims == t.shape
@@ -307,8 +270,8 @@ class ModelWriter:
                 opcodeIndex=codes[op.code, op.version],
                 inputs=[index[id(t)] for t in op.inputs],
                 outputs=[index[id(t)] for t in op.outputs],
-                builtinOptionsType=_options_type(op.options) if _says(op.options) else 0,
-                builtinOptions=_Once(op.options) if _says(op.options) else None,
+                builtinOptionsType=0 if op.options is None else _options_type(op.options),
+                builtinOptions=op.options,
             )
             for op in self.operators
         ]
@@ -352,8 +315,3 @@ class ModelWriter:
 def _options_type(options: Any) -> int:
     """Return the tag of an options table, which the schema names like its class."""
     return int(getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T")))
-
-
-def _says(options: Any) -> bool:
-    """Whether an options table has any field at all: TRANSPOSE's has none, and readers do not ask for it."""
-    return options is not None and bool(vars(options))

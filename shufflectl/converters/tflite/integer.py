@@ -203,7 +203,6 @@ class _Rewriter:
                 bias_codes(bias.data, source.scale, codes), bias.name, Grid(products, zeros, 0)
             ),
         ]
-        held[0].name, kernel.name = kernel.name, held[0].name
         targets = [self._coded(t) for t in op.outputs]
         self._append(op.code, [self._coded(source), *held], targets, op.options)
 

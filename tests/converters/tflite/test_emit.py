@@ -197,15 +197,6 @@ def test_constants_are_aligned_and_held_once():
     assert 1 == sum(t.shape.size == 4 and t.buffer != 0 for t in model_of(data).subgraphs[0].tensors)
 
 
-def test_equal_options_are_held_once_and_others_are_not():
-    weights = {"a": np.ones((8, 8, 1, 1), np.float32), "b": np.ones((8, 8, 3, 3), np.float32)}
-    body = "c = Conv(x, a) d = Conv(c, b) e = Conv(d, a) y = Conv<strides=[2,2]>(e, b)"
-    graph = schema.Model.GetRootAs(emit_bytes(graph_of(body, weights)), 0).Subgraphs(0)
-    held = [graph.Operators(i).BuiltinOptions().Pos for i in range(graph.OperatorsLength())]
-    assert 1 == len(set(held[:3]))
-    assert held[3] not in held[:3]
-
-
 @pytest.mark.parametrize(
     ("body", "weights", "version"),
     [

@@ -1,6 +1,5 @@
 """Integer operators compute what the graph in codes does, in LiteRT and in tflite-runtime 2.14."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,14 +17,13 @@ from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.rewrite.choose import Candidate
 from shufflectl.converters.rewrite.lowering import Options
-from shufflectl.converters.tflite.flatbuffer import ModelWriter
 from shufflectl.deploy.quantization import layers
 from shufflectl.deploy.runtimes.litert import delegation
 from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
 from shufflectl.models.shufflenet_v1 import ShuffleNetV1
 from support.integers import Coded, coded, pairs
 from support.nets import randomise, tiny_graph
-from support.tflite import NAMES, model_of, operators, trace_of
+from support.tflite import NAMES, model_of, operators
 
 FOLD = Candidate("fold", Options())
 
@@ -332,33 +330,3 @@ def test_any_network(graph: Graph, data: st.DataObject) -> None:
     assert (
         found is None or found.kind == "gradual"
     )  # no layer is wrong; together they may be far from the floats
-
-
-def test_names_are_the_graphs_or_short_and_each_is_one_tensors() -> None:
-    made = coded(net(lambda n, x: shuffled(n, layer(n, x))))
-    names = [t.name.decode() for t in model_of(made.data).subgraphs[0].tensors]
-    assert len(names) == len(set(names))
-    known = {name for view in trace_of(made.data).values() for name in view.names}
-    known |= {str(name) for name in made.quantized.graph.model.graph.initializers}
-    assert known.isdisjoint(short := [n for n in names if n not in known])
-    assert short
-    assert all(re.fullmatch(r"[ct][0-9]+", name) for name in short)
-
-
-def test_equal_grids_are_held_once() -> None:
-    made = coded(net(lambda n, x: shuffled(n, layer(n, x))))
-    graph = schema.Model.GetRootAs(made.data, 0).Subgraphs(0)
-    found = [grid for i in range(graph.TensorsLength()) if (grid := graph.Tensors(i).Quantization())]
-    said = {
-        (g.ScaleAsNumpy().tobytes(), g.ZeroPointAsNumpy().tobytes(), g.QuantizedDimension()) for g in found
-    }
-    assert len(said) == len({g._tab.Pos for g in found}) < len(found)
-
-
-def test_short_names_leave_out_those_that_are_taken() -> None:
-    file = ModelWriter()
-    given, made = file.tensor("t0", [4]), file.tensor("t0", [4])
-    bound = file.constant(np.ones(4, np.float32), "c0")
-    file.operator(schema.BuiltinOperator.ADD, [given, bound], [made], schema.AddOptionsT())
-    file.shorten({"t0", "c0/else"})
-    assert ["t0", "t1", "c0"] == [given.name, made.name, bound.name]

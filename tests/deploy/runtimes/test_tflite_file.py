@@ -3,7 +3,6 @@
 import random
 import subprocess
 import sys
-import zlib
 
 import flatbuffers
 import numpy as np
@@ -159,12 +158,7 @@ def test_control_flow_is_refused(sound, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        *(b"{", b"[]", b'{"name": 1}', b"\xff", b'{"y": {"axes": [0, 0]}}', b"[" * 100_000),
-        *(zlib.compress(b"{}")[:-3], zlib.compress(b"[" * 100_000), zlib.compress(b" " * (1 << 26))),
-    ],
-    ids=["cut", "list", "other", "not UTF-8", "axes", "deep", "cut deflate", "deep deflate", "bomb"],
+    "text", [b"{", b"[]", b'{"name": 1}', b"\xff", b'{"y": {"axes": [0, 0]}}', b"[" * 100_000]
 )
 @pytest.mark.parametrize("key", ["shufflectl.info", "shufflectl.trace"])
 def test_damaged_metadata(text, key, sound, tmp_path):
