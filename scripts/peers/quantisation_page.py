@@ -52,7 +52,8 @@ def page(records: Sequence[Record]) -> str:
         "",
         *_versions(rows),
         "",
-        f"{_models(rows)} of the {len(order)} models of the registry are here; the others are unmeasured.",
+        f"{_models(rows)} of the {len(order)} models of the registry are here"
+        + ("." if _models(rows) == len(order) else "; the others are unmeasured."),
         "",
         "- *top-1*: the share of images on which torch and the file name the same class.",
         "- *size*: the int8 file next to the fp32 file of the same target.",
