@@ -407,8 +407,8 @@ class Shell:
         if hit(faults.hang):
             self.stream.read(1 << 30)
         if hit(faults.garbage):
-            self._packet(STDOUT, os.urandom(2000))
-            self._packet(STDERR, os.urandom(2000))
+            for kind in (STDOUT, STDERR):
+                self._packet(kind, b"\n \r" + os.urandom(2000))  # blank lines first
             self._packet(EXIT, b"\0")
             return
         if hit(faults.flood):

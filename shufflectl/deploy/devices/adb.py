@@ -270,7 +270,7 @@ _SERVER_HINT: Final = (
 
 def said(done: Completed) -> str:
     """Return the client's complaint as one line: what it says, without its own name and the rest."""
-    lines = [*done.stderr.splitlines(), *done.stdout.splitlines()]
+    lines = [line for line in (*done.stderr.splitlines(), *done.stdout.splitlines()) if line.strip()]
     own = [line for line in lines if line.startswith(("adb: ", "error: ", "* "))]
     text = next((line for line in own if not line.startswith("* daemon")), "") or next(iter(lines), "")
     for prefix in ("adb: ", "error: "):
