@@ -4,7 +4,6 @@ The daemon that stands in for phones that fail is in `test_adb_devices`; here is
 """
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from shufflectl.benchmarks.results import read_suite
 from shufflectl.benchmarks.runner import NAME, build, library
 from shufflectl.deploy.publish import digest
 from support.adbd import RealDevice
-from support.runner import require_compiler
+from support.runner import build_paced, require_compiler
 
 pytestmark = pytest.mark.integration
 
@@ -136,6 +135,7 @@ def test_the_device_is_described(real_device: RealDevice) -> None:
     assert (real_device.serial, "Debian adbd", True) == (found["serial"], found["model"], found["usable"])
 
 
+PACE = 0.04
 QUICK = ("--rounds", "2", "--min-seconds", "0.1", "--min-iterations", "20", "--max-warmup", "0.3")
 
 
@@ -145,6 +145,16 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require_compiler()
     path = tmp_path_factory.mktemp("runner") / NAME
     build(path)
+    shutil.copy(library(), path.parent)
+    return path
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but that an inference takes `PACE` seconds, on a loaded machine too."""
+    require_compiler()
+    path = tmp_path_factory.mktemp("paced") / NAME
+    build_paced(path, PACE)
     shutil.copy(library(), path.parent)
     return path
 
@@ -165,22 +175,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"SHUFFLECTL_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
 
-def steady(device: RealDevice, *words: str | Path, **more: Any) -> "subprocess.CompletedProcess[str]":
-    """Measure until the figures are worth something: other tests and programs may run on this machine.
-
-    Nothing but this machine's load may keep them from it: the state of the device is the tests' own.
-    """
-    for _ in range(4):
-        done = device.shufflectl(*words, **more)
-        if done.returncode != 6:
-            break
-        said = " ".join(done.stderr.split())
-        assert re.search("medians spread by|median is known to|of the time of", said), said
-    return done
-
-
 def test_from_export_to_a_table_with_a_runner_of_the_cache(
-    real_device: RealDevice, runner: Path, exported: Path, cache: dict[str, str], tmp_path: Path
+    real_device: RealDevice, paced: Path, exported: Path, cache: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "result.json"
     words = ("bench", exported, "--device", "android")
@@ -188,10 +184,10 @@ def test_from_export_to_a_table_with_a_runner_of_the_cache(
     assert 2 == none.returncode
     for command in ("shufflectl runner build", "shufflectl runner add"):
         assert command in " ".join(none.stderr.split())
-    added = real_device.shufflectl("runner", "add", "own", runner, "--library", library(), env=cache)
+    added = real_device.shufflectl("runner", "add", "own", paced, "--library", library(), env=cache)
     assert 0 == added.returncode, added.stderr
     more = ("--rounds", "10", "--min-seconds", "0.25", "--max-warmup", "0.5", "--out", out)
-    done = steady(real_device, *words, *more, env={**cache, "COLUMNS": "160"})
+    done = real_device.shufflectl(*words, *more, env={**cache, "COLUMNS": "160"})
     assert 0 == done.returncode, done.stderr
     (benchmark,) = read_suite(out).benchmarks
     assert ("ok", "android", "Debian adbd") == (
@@ -199,9 +195,10 @@ def test_from_export_to_a_table_with_a_runner_of_the_cache(
         benchmark.target.kind,
         benchmark.target.model,
     )
-    assert digest(runner) == benchmark.runner.sha256
+    assert digest(paced) == benchmark.runner.sha256
     assert digest(exported) == benchmark.model.sha256
     assert benchmark.summary is not None
+    assert pytest.approx(PACE * 1e9, rel=0.05) == benchmark.summary.median_ns
     assert benchmark.summary.interval_ns is not None
     low, high = (f"{end / 1e6:.4g}" for end in benchmark.summary.interval_ns)
     assert f"{low}-{high}" in done.stdout
@@ -223,19 +220,18 @@ def test_from_export_to_a_table_with_a_runner_of_the_cache(
 
 
 def test_two_files_take_turns_on_the_device(
-    real_device: RealDevice, runner: Path, exported: Path, tmp_path: Path
+    real_device: RealDevice, paced: Path, exported: Path, tmp_path: Path
 ) -> None:
     copy, out = tmp_path / 'it\'s "the same".tflite', tmp_path / "result.json"
     shutil.copy(exported, copy)
-    done = steady(
-        real_device,
-        *("bench", copy, "--baseline", exported, "--device", "android", "--runner", runner),
-        *(*QUICK, "--rounds", "6", "--tolerance", "50%", "--out", out),
+    done = real_device.shufflectl(
+        *("bench", copy, "--baseline", exported, "--device", "android", "--runner", paced),
+        *(*QUICK, "--rounds", "6", "--tolerance", "5%", "--out", out),
     )
     assert 0 == done.returncode, done.stderr
     (comparison,) = json.loads(out.read_text())["comparisons"]
     assert ("paired", "pass") == (comparison["mode"], comparison["verdict"])
-    assert 0.5 < comparison["ratio"] < 2
+    assert pytest.approx(1, abs=0.05) == comparison["ratio"]
     assert [] == real_device.left()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from shufflectl.benchmarks.runner import library
+from shufflectl.benchmarks.runner import build, library
 
-__all__ = ["QUICK", "Called", "call", "require_compiler"]
+__all__ = ["QUICK", "Called", "build_paced", "call", "require_compiler"]
 
 QUICK = (
     *("--warmup-min-iterations", "0", "--warmup-min-seconds", "0", "--warmup-max-seconds", "0"),
@@ -47,6 +48,12 @@ def call(program: Path, *words: str | Path, library_path: Path | None = None) ->
     argv = [str(program), "--library", str(library_path or library()), *map(str, words)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     return Called(done.returncode, done.stdout, done.stderr)
+
+
+def build_paced(path: Path, seconds: float) -> None:
+    """Build a runner whose inferences take so long, as long as the machine does not need more for them."""
+    source = Path(__file__).with_name("pace.c")
+    build(path, f"cc -Wl,--wrap=dlsym -DPACE_NS={round(seconds * 1e9)} {shlex.quote(str(source))}")
 
 
 def require_compiler() -> None:
