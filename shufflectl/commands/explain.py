@@ -74,8 +74,8 @@ def explain(
 
     Sites, channel maps, what was refused, operators, bytes moved and ranks before and after. Writes nothing.
     """
-    from shufflectl.deploy.explain import ExplainRequest
-    from shufflectl.deploy.explain import explain as run_explain
+    from shufflectl.deploy.explanation.explain import explain as run_explain
+    from shufflectl.deploy.explanation.request import ExplainRequest
     from shufflectl.render.explanation import explained
 
     OUTPUT.quiet_libraries()

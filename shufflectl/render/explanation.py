@@ -7,7 +7,7 @@ from shufflectl.console import Output
 from shufflectl.render.words import escape, shape
 
 if TYPE_CHECKING:
-    from shufflectl.deploy.explain import ExplainedSite, Explanation, Made
+    from shufflectl.deploy.explanation.result import ExplainedSite, Explanation, Made
 
 __all__ = ["explained"]
 

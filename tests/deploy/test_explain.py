@@ -18,7 +18,9 @@ from shufflectl.converters.capture.adopt import adopt
 from shufflectl.converters.rewrite.choose import NO_CODES, Candidate, candidates, choose
 from shufflectl.converters.rewrite.lowering import LOWERINGS
 from shufflectl.converters.targets import TARGETS
-from shufflectl.deploy.explain import ExplainRequest, Explanation, explain, explain_graph
+from shufflectl.deploy.explanation.explain import explain, explain_graph
+from shufflectl.deploy.explanation.request import ExplainRequest
+from shufflectl.deploy.explanation.result import Explanation
 from shufflectl.deploy.onnx_weights import load_weights, parse
 from shufflectl.errors import ArtifactError, GraphError, InputError, UsageError
 from support.exporters import MegviiV1, export, quantise, torchvision_v2
