@@ -26,7 +26,7 @@ from shufflectl.benchmarks.results import (
 )
 from shufflectl.converters.targets import TARGETS
 from shufflectl.deploy.artifacts import Artifact, find_groups
-from shufflectl.deploy.publish import digest, size
+from shufflectl.deploy.digests import digest, size
 from shufflectl.deploy.runtimes import choose
 from shufflectl.errors import ArtifactError, ShufflectlError, StoppedError, UnstableError, UsageError
 

@@ -17,11 +17,11 @@ from shufflectl.converters.rewrite.choose import AUTO, NATIVE, Candidate, candid
 from shufflectl.converters.targets import TARGETS, Emitter, Layout
 from shufflectl.deploy.artifacts import Artifact
 from shufflectl.deploy.codes import calibrated
+from shufflectl.deploy.digests import size
 from shufflectl.deploy.export import Subject
 from shufflectl.deploy.onnx_model import reading
 from shufflectl.deploy.options import ExportRequest
 from shufflectl.deploy.pixels import give_pixels
-from shufflectl.deploy.publish import size
 from shufflectl.deploy.verify import CALIBRATION, Notify, verify
 from shufflectl.errors import GraphError, ShufflectlError
 

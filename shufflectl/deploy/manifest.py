@@ -21,9 +21,10 @@ from typing import Any, Final, Self
 
 import shufflectl
 from shufflectl.converters.metadata import FileInput, ModelInfo
+from shufflectl.deploy.digests import digest, size
 from shufflectl.deploy.documents import Kind
 from shufflectl.deploy.parity.nway import ParityReport
-from shufflectl.deploy.publish import MANIFEST, digest, is_artifact_name, size
+from shufflectl.deploy.publish import MANIFEST, is_artifact_name
 from shufflectl.errors import ArtifactError
 
 __all__ = ["MANIFEST", "SCHEMA", "ArtifactRecord", "Manifest", "ModelRecord", "merge_into", "tool_versions"]

@@ -15,7 +15,7 @@ from shufflectl.converters.quantize.qdq import with_qdq
 from shufflectl.converters.quantize.scales import Scale
 from shufflectl.converters.rewrite.choose import Candidate, lower
 from shufflectl.deploy.calibration import read_calibration
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from shufflectl.errors import ArtifactError, UsageError, nearest
 
 __all__ = ["Quantized", "find_layers", "layers", "quantized_file"]

@@ -11,6 +11,7 @@ from shufflectl.converters.graph import Graph
 from shufflectl.converters.trace import TensorView, Trace, captured_of
 from shufflectl.deploy import runtimes
 from shufflectl.deploy.artifacts import Artifact
+from shufflectl.deploy.digests import digest
 from shufflectl.deploy.feeding import other_feed
 from shufflectl.deploy.images import Inputs
 from shufflectl.deploy.inspect import Summary, summarize
@@ -22,7 +23,6 @@ from shufflectl.deploy.parity.limits import CODE_LIMITS
 from shufflectl.deploy.parity.locate import Divergence, Examination, Layer, examine
 from shufflectl.deploy.parity.metrics import Comparison
 from shufflectl.deploy.parity.nway import Accuracy, Member, ParityReport, check_parity
-from shufflectl.deploy.publish import digest
 from shufflectl.deploy.runtimes.base import Arrays, Runtime, Session
 
 if TYPE_CHECKING:

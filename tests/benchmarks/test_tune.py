@@ -21,9 +21,9 @@ from shufflectl.converters.quantize.recipe import Recipe
 from shufflectl.converters.rewrite.choose import Candidate, candidates
 from shufflectl.deploy import forms
 from shufflectl.deploy.calibration_options import CalibrationOptions
+from shufflectl.deploy.digests import digest
 from shufflectl.deploy.export import export
 from shufflectl.deploy.options import ExportRequest, ParityOptions
-from shufflectl.deploy.publish import digest
 from shufflectl.deploy.tuning import Tuning
 from shufflectl.errors import InputError, UnavailableError, UnstableError, UsageError
 from shufflectl.render.tuning import tuned

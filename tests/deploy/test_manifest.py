@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shufflectl.converters.metadata import ModelInfo
+from shufflectl.deploy.digests import digest
 from shufflectl.deploy.manifest import (
     MANIFEST,
     SCHEMA,
@@ -22,7 +23,7 @@ from shufflectl.deploy.manifest import (
     tool_versions,
 )
 from shufflectl.deploy.parity.nway import Member, ParityReport, check_parity
-from shufflectl.deploy.publish import Staging, digest
+from shufflectl.deploy.publish import Staging
 from shufflectl.errors import ArtifactError
 from shufflectl.models.preprocess import DIGITS
 

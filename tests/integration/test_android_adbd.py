@@ -17,7 +17,7 @@ import pytest
 
 from shufflectl.benchmarks.results import read_suite
 from shufflectl.benchmarks.runner import NAME, build, library
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from support.adbd import RealDevice
 from support.runner import build_paced, require_compiler
 

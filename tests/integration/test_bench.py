@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shufflectl.benchmarks.results import read_suite
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 
 pytestmark = pytest.mark.integration
 QUICK = ("--rounds", "6", "--min-seconds", "0.02", "--min-warmup", "0", "--max-warmup", "0.1")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shufflectl.benchmarks.runner import build, library
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from support.runner import QUICK, Called, call, require_compiler
 
 pytestmark = pytest.mark.integration

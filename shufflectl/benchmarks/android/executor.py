@@ -31,7 +31,7 @@ from shufflectl.deploy.devices import (
     require_room,
     require_tools,
 )
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from shufflectl.errors import (
     ArtifactError,
     DeviceError,

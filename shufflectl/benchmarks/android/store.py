@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from shufflectl.benchmarks.android.runners import KINDS, kind_of, runner
 from shufflectl.deploy.devices import program_abi
-from shufflectl.deploy.publish import Staging, digest, is_artifact_name
+from shufflectl.deploy.digests import digest
+from shufflectl.deploy.publish import Staging, is_artifact_name
 from shufflectl.errors import ArtifactError, InputError, OutputError, UsageError, nearest
 from shufflectl.models.download import Notify, Patience, cache_folder, fetch
 

@@ -23,7 +23,7 @@ from shufflectl.benchmarks.local.base import OnThisMachine, require_cpu, require
 from shufflectl.benchmarks.results import RunnerInfo
 from shufflectl.benchmarks.runner import NAME, library
 from shufflectl.deploy.devices import program_abi
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from shufflectl.deploy.runtimes import create
 from shufflectl.errors import ArtifactError, UnavailableError, UsageError
 

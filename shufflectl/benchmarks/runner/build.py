@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from shufflectl.deploy.digests import digest
 from shufflectl.deploy.process import run
-from shufflectl.deploy.publish import digest, write_file
+from shufflectl.deploy.publish import write_file
 from shufflectl.errors import MissingDependencyError, OutputError, UnavailableError
 from shufflectl.models.download import cache_folder
 

@@ -21,153 +21,24 @@ carries channels has its constants permuted, and whatever needs the captured ord
 The order among lives is that of the nodes, so the same graph always gives the same layouts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import onnx_ir as ir
 
+from shufflectl.converters.disjoint_sets import DisjointSets
 from shufflectl.converters.graph import Graph
+from shufflectl.converters.rewrite.layouts import Class, Plan, Port, Read, Run
 from shufflectl.converters.rewrite.lowering import Options
 from shufflectl.converters.rewrite.movement import is_movement
 from shufflectl.converters.rewrite.provenance import Channel, ChannelMap, Provenance, label
-from shufflectl.converters.rewrite.roles import Carries, Mixes, Opaque, Role, role
+from shufflectl.converters.rewrite.roles import Carries, Mixes, Opaque, role
 
-__all__ = ["Class", "Plan", "Port", "Read", "Run", "make_plan"]
+__all__ = ["make_plan"]
 
 _MANY_RUNS: Final = 16
 _SHORT_RUN: Final = 16
 """More runs than the one, of fewer channels on average than the other, are not copied one by one."""
-
-
-@dataclass(frozen=True)
-class Read:
-    """A channel map that consumers read.
-
-    Attributes:
-        index: Its place among all reads, in graph order.
-        tensor: The tensor of the captured graph that has it.
-        map: The map, over tensors that no data movement makes.
-    """
-
-    index: int
-    tensor: str
-    map: ChannelMap
-
-    @property
-    def item(self) -> str:
-        """The read's name among the members of classes."""
-        return f"\0{self.index}"
-
-
-@dataclass(frozen=True)
-class Port:
-    """What a node's data input is.
-
-    Attributes:
-        tensor: The tensor of the captured graph.
-        item: The member of a class that it is: a tensor that a node makes, or a read.
-        read: The read, if it is one.
-        reshaped: Whether its spatial shape differs from its sources'.
-    """
-
-    tensor: str
-    item: str
-    read: Read | None
-    reshaped: bool
-
-
-@dataclass(frozen=True)
-class Run:
-    """Consecutive physical channels ``[first, end)`` of one piece of a tensor."""
-
-    source: str
-    piece: int
-    first: int
-    end: int
-
-
-@dataclass
-class Class:
-    """Tensors and reads whose channels are in the same order.
-
-    Attributes:
-        members: Tensor names and the items of reads.
-        channels: How many channels each has.
-        fixed: Why the captured order must be kept; empty where it need not.
-        pads: Whether padded channels may pass.
-        begins: The read that the layout follows from, if it does.
-        pieces: The layout, in the pieces in which the tensors are held: one, unless the class is split.
-        lives: For each channel the rank of its life, in which a place in a fixed order counts.
-        groups: For each channel the rank of its life, in which it does not: what is read together.
-        splits: Whether every tensor may be held in pieces: it comes from convolutions through activations.
-    """
-
-    members: list[str]
-    channels: int
-    fixed: str = ""
-    pads: bool = True
-    begins: Read | None = None
-    pieces: list[list[int]] = field(default_factory=list)
-    lives: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    splits: bool = False
-
-    @property
-    def layout(self) -> list[int]:
-        """The layout of the whole."""
-        return [channel for piece in self.pieces for channel in piece]
-
-    @property
-    def natural(self) -> bool:
-        """Whether the captured order is kept, with nothing added."""
-        return self.layout == list(range(self.channels))
-
-
-@dataclass
-class Plan:
-    """Layouts for a graph.
-
-    Attributes:
-        graph: The graph.
-        provenance: Its channel maps.
-        roles: What each node that computes does, by its first result.
-        reads: All reads.
-        ports: The data inputs of nodes that mix or carry, by (first result, index of the input).
-        classes: The class of every tensor and read.
-        runs: For each read whose class begins with it, the runs that make it up.
-        natural: Tensors that data movement makes and that somebody needs in the captured order, with who.
-    """
-
-    graph: Graph
-    provenance: Provenance
-    roles: dict[str, Role] = field(default_factory=dict)
-    reads: list[Read] = field(default_factory=list)
-    ports: dict[tuple[str, int], Port] = field(default_factory=dict)
-    classes: dict[str, Class] = field(default_factory=dict)
-    runs: dict[str, list[Run]] = field(default_factory=dict)
-    natural: dict[str, str] = field(default_factory=dict)
-
-    def at(self, run: Run) -> list[Channel | None]:
-        """Return the channels of a run, None for padding."""
-        piece = self.classes[run.source].pieces[run.piece]
-        return [Channel(run.source, c) if c >= 0 else None for c in piece[run.first : run.end]]
-
-
-class _Union:
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-
-    def find(self, item: str) -> str:
-        self.parent.setdefault(item, item)
-        while self.parent[item] != item:
-            item = self.parent[item]
-        return item
-
-    def join(self, items: Iterable[str]) -> None:
-        first, *rest = [self.find(i) for i in items]
-        for other in rest:
-            self.parent[other] = first
 
 
 def _channels(value: ir.Value) -> int:
@@ -197,7 +68,7 @@ class _Planner:
         self.nodes = graph.nodes
         self.values = {str(v.name): v for v in (*graph.inputs, *(v for n in self.nodes for v in n.outputs))}
         self.reshaped = {o.name for s in provenance.sites for o in s.outputs if o.reshaped}
-        self.union = _Union()
+        self.union: DisjointSets[str] = DisjointSets()
         self.fixed = dict(fixed)
         self._reads: dict[tuple[Channel, ...], Read] = {}
 
@@ -279,7 +150,7 @@ class _Planner:
         self.plan.ports.update({(key, index): port for index, port in ports.items()})
         out = str(node.outputs[0].name)
         if isinstance(found, Carries):
-            self.union.join([out, *(p.item for p in ports.values())])
+            self.union.tie([out, *(p.item for p in ports.values())])
 
     def _collect(self) -> None:
         for value in self.plan.graph.inputs:

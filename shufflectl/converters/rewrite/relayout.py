@@ -21,6 +21,7 @@ from shufflectl.converters.rewrite import commute
 from shufflectl.converters.rewrite.analyze import analyze
 from shufflectl.converters.rewrite.carry import Carried, carry
 from shufflectl.converters.rewrite.edit import Editor, channel_axis_size, take
+from shufflectl.converters.rewrite.layouts import Class, Plan, Port, Read
 from shufflectl.converters.rewrite.lowering import (
     Options,
     Report,
@@ -30,7 +31,7 @@ from shufflectl.converters.rewrite.lowering import (
     report,
 )
 from shufflectl.converters.rewrite.movement import is_movement
-from shufflectl.converters.rewrite.plan import Class, Plan, Port, Read, make_plan
+from shufflectl.converters.rewrite.plan import make_plan
 from shufflectl.converters.rewrite.provenance import Channel, Site, label
 from shufflectl.converters.rewrite.roles import Carries, Mixes, Parameter
 

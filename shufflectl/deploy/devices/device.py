@@ -21,7 +21,7 @@ from shufflectl.deploy.devices import cores as core_masks
 from shufflectl.deploy.devices import state as states
 from shufflectl.deploy.devices.adb import Adb
 from shufflectl.deploy.devices.state import DeviceState, Identity
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from shufflectl.errors import DeviceError, DeviceLostError, OutputError
 
 __all__ = ["AndroidDevice", "Device", "Ran"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shufflectl.converters.metadata import QuantizationRecord
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from shufflectl.errors import DataError
 
 __all__ = ["Calibrated", "read_calibrated"]

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from shufflectl.benchmarks.android.executor import AndroidExecutor, AndroidOptions
 from shufflectl.benchmarks.android.store import Program
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 
 
 def test_a_library_stands_in_the_version_by_its_hash(tmp_path: Path) -> None:

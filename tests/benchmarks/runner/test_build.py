@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shufflectl.benchmarks.runner import SOURCES, build, built
-from shufflectl.deploy.publish import digest
+from shufflectl.deploy.digests import digest
 from shufflectl.errors import UnavailableError
 from support.runner import require_compiler
 
