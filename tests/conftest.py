@@ -1,17 +1,20 @@
 """Fixtures that several folders share."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
+from support.prefork import Nursery
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,26 @@ class Run:
 
 
 def shufflectl(
-    *argv: str | Path, env: dict[str, str] | None = None, timeout: float = 300, cwd: Path | None = None
+    *argv: str | Path,
+    env: dict[str, str] | None = None,
+    timeout: float = 300,
+    cwd: Path | None = None,
+    fresh: bool = False,
 ) -> Run:
-    """Call the command line in a process of its own, as a user does, whose output goes into a pipe."""
+    """Call the command line in a process of its own, as a user does, whose output goes into a pipe.
+
+    Args:
+        argv: The words.
+        env: Variables besides those of this process.
+        timeout: Seconds.
+        cwd: The current folder of the call.
+        fresh: Whether a new interpreter is called, see `support.prefork`: slower by several seconds.
+    """
+    fresh = fresh or sys.platform != "linux" or any(name.startswith("PYTHON") for name in env or {})
+    command = [sys.executable, "-m", "shufflectl"] if fresh else nursery().command
     inherited = {key: value for key, value in os.environ.items() if key != "COLUMNS"}  # a terminal's width
     done = subprocess.run(
-        [sys.executable, "-m", "shufflectl", *map(str, argv)],
+        [*command, *map(str, argv)],
         capture_output=True,
         text=True,
         env={**inherited, **(env or {})},
@@ -43,6 +60,14 @@ def shufflectl(
         check=False,
     )
     return Run(done.returncode, done.stdout, done.stderr)
+
+
+@cache
+def nursery() -> Nursery:
+    """The process that is forked for calls of this one's tests."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
 
 
 def pytest_configure() -> None:
@@ -63,7 +88,7 @@ def run_cli() -> Any:
 def digits_dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundled model in every format and precision. Read-only: copy it to change it."""
     out = tmp_path_factory.mktemp("digits") / "dist"
-    run = shufflectl(*_EXPORT, "--out", out)
+    run = shufflectl(*_EXPORT, "--out", out, fresh=True)
     assert 0 == run.status, run.stderr
     return out
 

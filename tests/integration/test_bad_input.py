@@ -233,13 +233,13 @@ def test_an_unwritable_output_folder_is_refused(tmp_path: Path) -> None:
     assert [] == list(locked.iterdir())
 
 
-def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, run_cli: Any, monkeypatch: Any) -> None:
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, run_cli: Any) -> None:
     # A limit on the size of files is what a full disk is to the writer: the call fails in the middle.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     out = tmp_path / "dist"
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-        run = run_cli("export", MODEL, "--target", "tflite", "--images", "2", "--out", out)
+        run = run_cli("export", MODEL, "--target", "tflite", "--images", "2", "--out", out, fresh=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_clear(run, 3, "dist")

@@ -22,8 +22,8 @@ EXTENSIONS = {"onnx": "onnx", "coreml": "mlpackage", "tflite": "tflite"}
 LOADERS = {"onnx": OnnxRuntime(), "coreml": CoreMLReference(), "tflite": LiteRT()}
 
 
-def export(run_cli: Any, out: Path, *argv: str | Path) -> Any:
-    run = run_cli("export", *argv, "--out", out, "--images", "4", "--json")
+def export(run_cli: Any, out: Path, *argv: str | Path, **options: Any) -> Any:
+    run = run_cli("export", *argv, "--out", out, "--images", "4", "--json", **options)
     assert 0 == run.status, run.stdout + run.stderr
     return run.document
 
@@ -254,7 +254,7 @@ def test_a_network_without_images_is_refused(tmp_path: Path, run_cli: Any) -> No
 
 def test_files_are_the_same_from_run_to_run(pixels_dist: Path, tmp_path: Path, run_cli: Any) -> None:
     argv = ("--weights", "digits", "--precision", "fp32,fp16", "--fold-preprocess", "--input-type", "uint8")
-    export(run_cli, tmp_path, MODEL, *argv)
+    export(run_cli, tmp_path, MODEL, *argv, env={"PYTHONHASHSEED": "12345"})
     for path in pixels_dist.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(pixels_dist)).read_bytes()
