@@ -5,13 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
 from support.prefork import Nursery
@@ -87,9 +87,30 @@ def run_cli() -> Any:
 @pytest.fixture(scope="session")
 def digits_dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundled model in every format and precision. Read-only: copy it to change it."""
-    out = tmp_path_factory.mktemp("digits") / "dist"
-    run = shufflectl(*_EXPORT, "--out", out, fresh=True)
-    assert 0 == run.status, run.stderr
+    return _exported(tmp_path_factory, "digits", "--precision", "fp32,fp16")
+
+
+@pytest.fixture(scope="session")
+def int8_dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in int8, calibrated on the bundled images. Read-only."""
+    return _exported(tmp_path_factory, "int8", "--precision", "int8", "--calibration", "digits")
+
+
+def _exported(tmp_path_factory: pytest.TempPathFactory, name: str, *options: str) -> Path:
+    """Return a folder that the first process of a test run which wants it makes, with all targets and images.
+
+    By a new interpreter, as a user does.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the processes' own folders are side by side
+    out = root / name / "dist"
+    root.joinpath(name).mkdir(exist_ok=True)
+    with FileLock(root / f"{name}.lock"):
+        if not out.is_dir():
+            words = ("shufflenet_v2_x0_5", "--weights", "digits", "--target", "all", "--images", "all")
+            run = shufflectl("export", *words, *options, "--out", out, fresh=True)
+            assert 0 == run.status, run.stderr
     return out
 
 
@@ -105,17 +126,3 @@ def tflite_python() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
-
-
-_EXPORT: Sequence[str] = (
-    "export",
-    "shufflenet_v2_x0_5",
-    "--weights",
-    "digits",
-    "--target",
-    "all",
-    "--precision",
-    "fp32,fp16",
-    "--images",
-    "all",
-)

@@ -22,19 +22,18 @@ FINE = (0, 6)
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> Path:
-    """Return a folder of int8 files: floats, codes and pixels at the border."""
+def folders(int8_dist: Path, tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> dict[str, Path]:
+    """Return folders of int8 files by what they take: floats, codes, and pixels at the border."""
     folder = tmp_path_factory.mktemp("int8")
-    made = folder / "floats" / f"{MODEL}-calibration.json"
+    made = int8_dist / f"{MODEL}-calibration.json"
     for name, calibration, options in (
-        ("floats", "digits", ("--target", "onnx,tflite")),
-        ("uint8", made, ("--target", "tflite", "--io", "uint8")),
-        ("pixels", "digits", ("--target", "tflite", "--fold-preprocess", "--input-type", "uint8")),
+        ("uint8", made, ("--io", "uint8")),
+        ("pixels", "digits", ("--fold-preprocess", "--input-type", "uint8")),
     ):
-        where = ("--calibration", calibration, "--out", folder / name)
+        where = ("--target", "tflite", "--calibration", calibration, "--out", folder / name)
         run = run_cli("export", MODEL, *INT8, *where, *options)
         assert 0 == run.status, run.stderr
-    return folder
+    return {"floats": int8_dist, "uint8": folder / "uint8", "pixels": folder / "pixels"}
 
 
 def stripped(path: Path, target: Path) -> Path:
@@ -63,31 +62,36 @@ def all_right(found: Evaluation) -> None:
 
 
 @pytest.mark.parametrize("border", ["floats", "uint8", "pixels"])
-def test_int8_files_are_as_right_as_torch(dist: Path, border: str) -> None:
-    all_right(evaluate([dist / border], data="digits"))
+def test_int8_files_are_as_right_as_torch(folders: dict[str, Path], border: str) -> None:
+    all_right(evaluate([folders[border]], data="digits"))
 
 
 @pytest.mark.parametrize(("border", "suffix"), [("floats", ".onnx"), ("uint8", ".tflite")])
 def test_so_are_those_that_say_nothing_of_themselves(
-    dist: Path, tmp_path: Path, border: str, suffix: str
+    folders: dict[str, Path], tmp_path: Path, border: str, suffix: str
 ) -> None:
-    foreign = stripped(dist / border / f"{MODEL}-int8{suffix}", tmp_path / f"foreign{suffix}")
+    foreign = stripped(folders[border] / f"{MODEL}-int8{suffix}", tmp_path / f"foreign{suffix}")
     all_right(evaluate([foreign], data="digits", model=MODEL, weights="digits"))
 
 
-def test_int8_files_are_measured_whatever_their_border(run_cli: Any, dist: Path, tmp_path: Path) -> None:
+def test_int8_files_are_measured_whatever_their_border(
+    run_cli: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "result.json"
-    files = sorted(path for path in dist.rglob(f"{MODEL}-int8.*"))
+    files = [
+        folders["floats"] / f"{MODEL}-int8.onnx",
+        *(f / f"{MODEL}-int8.tflite" for f in folders.values()),
+    ]
     run = run_cli("bench", *files, *QUICK, "--out", out)
     assert run.status in FINE, run.stderr
     suite = read_suite(out)
-    assert 4 == len(files) == len(suite.benchmarks)
+    assert len(files) == len(suite.benchmarks)
     assert {"int8"} == {benchmark.config.precision for benchmark in suite.benchmarks}
     assert all(entry.samples_ns for benchmark in suite.benchmarks for entry in benchmark.rounds)
 
 
-def test_int8_and_floats_of_one_model_are_compared(run_cli: Any, dist: Path, digits_dist: Path) -> None:
-    files = (dist / "floats" / f"{MODEL}-int8.tflite", digits_dist / f"{MODEL}-fp32.tflite")
+def test_int8_and_floats_of_one_model_are_compared(run_cli: Any, int8_dist: Path, digits_dist: Path) -> None:
+    files = (int8_dist / f"{MODEL}-int8.tflite", digits_dist / f"{MODEL}-fp32.tflite")
     run = run_cli("bench", files[0], "--baseline", files[1], *QUICK, "--json")
     assert run.status in FINE, run.stderr
     (comparison,) = run.document["comparisons"]

@@ -17,21 +17,10 @@ pytestmark = pytest.mark.integration
 
 MODEL = "shufflenet_v2_x0_5"
 BASE = ("export", MODEL, "--weights", "digits", "--precision", "int8")
-LINE = (*BASE, "--target", "all")
 DIGITS = ("--calibration", "digits")
 FEW = ("--calibration-images", "16", "--images", "2")
 CALIBRATION = f"{MODEL}-calibration.json"
 FILES = {"onnx": f"{MODEL}-int8.onnx", "coreml": f"{MODEL}-int8.mlpackage", "tflite": f"{MODEL}-int8.tflite"}
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> Path:
-    """The bundled model in int8, compared on all its images. Read-only."""
-    out = tmp_path_factory.mktemp("int8") / "dist"
-    run = run_cli(*LINE, *DIGITS, "--images", "all", "--out", out, "--json")
-    assert 0 == run.status, run.stderr
-    assert run.document["passed"]
-    return out
 
 
 def record(out: Path) -> Any:
@@ -47,9 +36,9 @@ def copied(source: Path, folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_three_files_their_calibration_and_a_manifest(dist: Path) -> None:
-    assert {*FILES.values(), CALIBRATION, "manifest.json"} == {path.name for path in dist.iterdir()}
-    for row in record(dist)["artifacts"]:
+def test_three_files_their_calibration_and_a_manifest(int8_dist: Path) -> None:
+    assert {*FILES.values(), CALIBRATION, "manifest.json"} == {path.name for path in int8_dist.iterdir()}
+    for row in record(int8_dist)["artifacts"]:
         options = row["options"]
         assert ("digits", 128, "minmax", CALIBRATION, []) == (
             options["calibration_source"],
@@ -60,37 +49,39 @@ def test_three_files_their_calibration_and_a_manifest(dist: Path) -> None:
         )
 
 
-def test_accuracy_is_that_of_floats(dist: Path) -> None:
-    for row in record(dist)["artifacts"]:
+def test_accuracy_is_that_of_floats(int8_dist: Path) -> None:
+    for row in record(int8_dist)["artifacts"]:
         (accuracy,) = row["accuracy"]
         assert 360 == accuracy["total"]
         assert accuracy["correct"] >= 356  # of 357: half a point is 1.8
 
 
-def test_the_same_bytes_twice(dist: Path, tmp_path: Path, run_cli: Any) -> None:
+def test_the_same_bytes_twice(int8_dist: Path, tmp_path: Path, run_cli: Any) -> None:
     again = ("--target", "tflite", "--images", "2", "--out", tmp_path / "again")
     run = run_cli(*BASE, *DIGITS, *again, env={"PYTHONHASHSEED": "12345"})
     assert 0 == run.status, run.stderr
     for name in (FILES["tflite"], CALIBRATION):
-        assert (dist / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+        assert (int8_dist / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_the_folder_is_checked_in_codes(dist: Path, run_cli: Any) -> None:
-    run = run_cli("check", dist, "--images", "2", "--per-layer", "--json")
+def test_the_folder_is_checked_in_codes(int8_dist: Path, run_cli: Any) -> None:
+    run = run_cli("check", int8_dist, "--images", "2", "--per-layer", "--json")
     assert 0 == run.status, run.stderr
 
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_single_file_with_and_without_its_calibration(
-    beside: bool, dist: Path, tmp_path: Path, run_cli: Any
+    beside: bool, int8_dist: Path, tmp_path: Path, run_cli: Any
 ) -> None:
-    copied(dist, tmp_path, FILES["tflite"], *([CALIBRATION] if beside else []))
+    copied(int8_dist, tmp_path, FILES["tflite"], *([CALIBRATION] if beside else []))
     run = run_cli("check", tmp_path / FILES["tflite"], "--images", "2")
     assert 0 == run.status, run.stderr
 
 
-def test_another_calibration_beside_the_files_is_an_error(dist: Path, tmp_path: Path, run_cli: Any) -> None:
-    copied(dist, tmp_path, FILES["tflite"], CALIBRATION)
+def test_another_calibration_beside_the_files_is_an_error(
+    int8_dist: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    copied(int8_dist, tmp_path, FILES["tflite"], CALIBRATION)
     place = tmp_path / CALIBRATION
     place.write_text(place.read_text("utf-8").replace('"seed":0', '"seed":1'), "utf-8")
     run = run_cli("check", tmp_path / FILES["tflite"], "--images", "2")
@@ -99,8 +90,8 @@ def test_another_calibration_beside_the_files_is_an_error(dist: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("target", FILES)
-def test_a_spoilt_scale_is_named(target: str, dist: Path, tmp_path: Path, run_cli: Any) -> None:
-    copied(dist, tmp_path, FILES[target], CALIBRATION)
+def test_a_spoilt_scale_is_named(target: str, int8_dist: Path, tmp_path: Path, run_cli: Any) -> None:
+    copied(int8_dist, tmp_path, FILES[target], CALIBRATION)
     layer = "stage3.1.branch2.4"
     with runtimes.choose(target, ()).load(tmp_path / FILES[target]) as session:
         held = session.trace[layer].name
