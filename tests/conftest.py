@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
-from support.prefork import Nursery
+from support.prefork import Nursery, keep_translations
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ def nursery() -> Nursery:
 
 
 def pytest_configure() -> None:
-    """Keep torch to one thread where processes of tests share the cores: its threads wait by spinning."""
+    """Spare the cores that processes of tests share: torch's threads, for example, wait by spinning."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
         torch.set_num_threads(1)
+        keep_translations()
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Nursery"]
+__all__ = ["Nursery", "keep_translations"]
 
 MODULES = (
     *("numpy", "onnx", "onnx_ir", "onnxscript", "onnxscript.function_libs.torch_lib.ops"),
@@ -77,10 +79,19 @@ def call(address: str, words: list[str]) -> int:
     return status
 
 
+def keep_translations() -> Callable[[], object]:
+    """Let torch's exporter read onnxscript's translations once; it would parse all of them in each export."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
+    return onnxscript_apis.get_torchlib_ops
+
+
 def serve(address: str) -> None:
     """Fork a process for every call, and tell how it ended; return in that process, as the call wants it."""
     for module in MODULES:
         __import__(module)
+    keep_translations()()
     gc.freeze()  # what is imported lives as long as each process
     calls = socket.socket(socket.AF_UNIX)
     calls.bind(address)
