@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
-from support.prefork import Nursery, keep_translations
+from support.prefork import Nursery, spare_cores
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,9 @@ def nursery() -> Nursery:
 
 
 def pytest_configure() -> None:
-    """Spare the cores that processes of tests share: torch's threads, for example, wait by spinning."""
+    """Spare the cores that processes of tests share."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        import torch
-
-        torch.set_num_threads(1)
-        keep_translations()
+        spare_cores()
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Nursery", "keep_translations"]
+__all__ = ["Nursery", "spare_cores"]
 
 MODULES = (
     *("numpy", "onnx", "onnx_ir", "onnxscript", "onnxscript.function_libs.torch_lib.ops"),
@@ -79,19 +78,24 @@ def call(address: str, words: list[str]) -> int:
     return status
 
 
-def keep_translations() -> Callable[[], object]:
-    """Let torch's exporter read onnxscript's translations once; it would parse all of them in each export."""
+def spare_cores() -> None:
+    """Keep torch to one thread, as its threads wait by spinning, and let it parse onnxscript's translations once.
+
+    Its exporter does that in each export otherwise.
+    """
+    import torch
     from torch.onnx._internal._lazy_import import onnxscript_apis
 
+    torch.set_num_threads(1)
     onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
-    return onnxscript_apis.get_torchlib_ops
+    onnxscript_apis.get_torchlib_ops()
 
 
 def serve(address: str) -> None:
     """Fork a process for every call, and tell how it ended; return in that process, as the call wants it."""
     for module in MODULES:
         __import__(module)
-    keep_translations()()
+    spare_cores()
     gc.freeze()  # what is imported lives as long as each process
     calls = socket.socket(socket.AF_UNIX)
     calls.bind(address)
