@@ -129,21 +129,20 @@ def _hard_swish(e: Emission, node: ir.Node) -> None:
     e.bind(node, e.mb.mul(x=e.value(node), y=gate, name=e.name(node)))
 
 
-def _softmax(e: Emission, node: ir.Node) -> None:
+def _softmax_axis(e: Emission, node: ir.Node) -> int:
     if e.graph.opset < 13:
         raise e.refuse(
             node, "before operator set 13 it flattens its input", "export with operator set 13 or later"
         )
-    axis = e.axis(node, node.attributes.get_int("axis", -1))
-    e.bind(node, e.mb.softmax(x=e.value(node), axis=axis, name=e.name(node)))
+    return e.axis(node, node.attributes.get_int("axis", -1))
+
+
+def _softmax(e: Emission, node: ir.Node) -> None:
+    e.bind(node, e.mb.softmax(x=e.value(node), axis=_softmax_axis(e, node), name=e.name(node)))
 
 
 def _log_softmax(e: Emission, node: ir.Node) -> None:
-    if e.graph.opset < 13:
-        raise e.refuse(
-            node, "before operator set 13 it flattens its input", "export with operator set 13 or later"
-        )
-    axis = e.axis(node, node.attributes.get_int("axis", -1))
+    axis = _softmax_axis(e, node)
     x = e.value(node)
     # The largest is taken off first, so that no exponential overflows, in fp16 least of all.
     most = e.mb.reduce_max(x=x, axes=[axis], keep_dims=True, name=e.helper(node, "most"))
