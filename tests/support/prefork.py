@@ -79,7 +79,7 @@ def call(address: str, words: list[str]) -> int:
 
 
 def spare_cores() -> None:
-    """Keep torch to one thread, as its threads wait by spinning, and let it parse onnxscript's translations once.
+    """Keep torch to one thread, as its threads wait by spinning, and let it parse translations to ONNX once.
 
     Its exporter does that in each export otherwise.
     """
