@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from shufflectl.deploy.runtimes.tflite_runtime import TfliteRuntime
-from support.prefork import Nursery, spare_cores
+from support.prefork import Nursery, keep_translations
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,12 @@ def nursery() -> Nursery:
 
 
 def pytest_configure() -> None:
-    """Spare the cores that processes of tests share."""
+    """Spare the cores that processes of tests share: torch's threads, for example, wait by spinning."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        spare_cores()
+        import torch
+
+        torch.set_num_threads(1)
+        keep_translations()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Nursery", "spare_cores"]
+__all__ = ["Nursery", "keep_translations"]
 
 MODULES = (
     *("numpy", "onnx", "onnx_ir", "onnxscript", "onnxscript.function_libs.torch_lib.ops"),
@@ -78,15 +78,10 @@ def call(address: str, words: list[str]) -> int:
     return status
 
 
-def spare_cores() -> None:
-    """Keep torch to one thread, as its threads wait by spinning, and let it parse translations to ONNX once.
-
-    Its exporter does that in each export otherwise.
-    """
-    import torch
+def keep_translations() -> None:
+    """Let torch's exporter parse onnxscript's translations once; it would parse them all in each export."""
     from torch.onnx._internal._lazy_import import onnxscript_apis
 
-    torch.set_num_threads(1)
     onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
     onnxscript_apis.get_torchlib_ops()
 
@@ -95,7 +90,7 @@ def serve(address: str) -> None:
     """Fork a process for every call, and tell how it ended; return in that process, as the call wants it."""
     for module in MODULES:
         __import__(module)
-    spare_cores()
+    keep_translations()
     gc.freeze()  # what is imported lives as long as each process
     calls = socket.socket(socket.AF_UNIX)
     calls.bind(address)
@@ -123,6 +118,10 @@ def serve(address: str) -> None:
             request = json.loads(client.makefile("rb").read(int.from_bytes(size, "big")))
             process = os.fork()
             if process == 0:
+                for held in (calls, client, *(other for _, other in running.values())):
+                    held.close()
+                for ended in running:
+                    os.close(ended)
                 become(request, streams)
                 return
             for stream in streams:
@@ -132,7 +131,6 @@ def serve(address: str) -> None:
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
     """Take on a call's streams, environment, folder and words."""
-    os.closerange(3, min(streams))  # the sockets of the server
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
