@@ -85,7 +85,7 @@ def test_int8_files_are_measured_whatever_their_border(
     run = run_cli("bench", *files, *QUICK, "--out", out)
     assert run.status in FINE, run.stderr
     suite = read_suite(out)
-    assert len(files) == len(suite.benchmarks)
+    assert 4 == len(files) == len(suite.benchmarks)
     assert {"int8"} == {benchmark.config.precision for benchmark in suite.benchmarks}
     assert all(entry.samples_ns for benchmark in suite.benchmarks for entry in benchmark.rounds)
 

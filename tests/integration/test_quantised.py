@@ -39,6 +39,8 @@ def copied(source: Path, folder: Path, *names: str) -> Path:
 def test_three_files_their_calibration_and_a_manifest(int8_dist: Path) -> None:
     assert {*FILES.values(), CALIBRATION, "manifest.json"} == {path.name for path in int8_dist.iterdir()}
     for row in record(int8_dist)["artifacts"]:
+        assert row["parity"]
+        assert all(entry["passed"] for entry in row["parity"])
         options = row["options"]
         assert ("digits", 128, "minmax", CALIBRATION, []) == (
             options["calibration_source"],
